@@ -1,0 +1,118 @@
+"""Reference tables: measured rows with the machine, the versions, the commit and the command that made them.
+
+A table NAME is the module `labkit/bench/NAME.py` with `TITLE`, `UNITS` (column → unit), `PUBLISHED` (rows with
+a `source`) and `rows(scale)`; where
+chance plays a part, `SEEDS` too. It is recorded in `data/reference/NAME.json`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labkit import paths
+from labkit.errors import LabError, UnknownNameError
+from labkit.files import write_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A recorded reference table; `rows` are what was measured, `published` what others report."""
+
+    table: str
+    title: str
+    command: str
+    date: str
+    commit: str
+    machine: str
+    versions: dict[str, str]
+    seeds: list[int]
+    units: dict[str, str]
+    rows: list[dict]
+    published: list[dict] = field(default_factory=list)
+
+    def where(self, **wanted) -> list[dict]:
+        """The rows whose columns have these values."""
+        return [row for row in self.rows if all(row.get(k) == v for k, v in wanted.items())]
+
+    @property
+    def origin(self) -> str:
+        """Where and when it was measured, in one line."""
+        return f"{self.machine}; {self.date[:10]}"
+
+    def show(self, caption: str = "") -> None:
+        """Display the rows in a notebook, with their origin."""
+        from labkit.show.display import table
+
+        table(self.rows, self.units, f"{caption or self.title} Measured on {self.origin}.")
+
+
+def names() -> list[str]:
+    """The tables that can be regenerated."""
+    modules = (p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py"))
+    return sorted(name for name in modules if name not in {"__init__", "record"})
+
+
+def _file(name: str, folder: Path | None = None) -> Path:
+    return (folder or paths.DATA / "reference") / f"{name}.json"
+
+
+def read(name: str) -> Table:
+    """Read a recorded table.
+
+    Raises:
+        UnknownNameError: for a name that is no table.
+        LabError: when it was not recorded yet, or the file is damaged.
+    """
+    if name not in names():
+        raise UnknownNameError.among("table", name, names())
+    try:
+        return Table(**json.loads(_file(name).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        cause = f"The reference table {name} cannot be read ({error})."
+        raise LabError(cause, f"Record it with: labkit bench {name}.") from error
+
+
+def _commit() -> str:
+    """The commit that the rows were made with, marked where files were changed since."""
+    git = ["git", "-C", str(paths.ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def regenerate(name: str, out: Path | None = None) -> Path:
+    """Measure a table anew on this machine and record it; return the file.
+
+    Args:
+        name: of the table.
+        out: folder to write to (default: `data/reference`).
+    """
+    from labkit.machine import Machine
+    from labkit.scale import Scale
+
+    if name not in names():
+        raise UnknownNameError.among("table", name, names())
+    module = importlib.import_module(f"labkit.bench.{name.replace('-', '_')}")
+    machine, scale = Machine.here(), Scale.here()
+    facts = {
+        "table": name,
+        "title": module.TITLE,
+        "command": f"LABKIT_SCALE={scale.name} labkit bench {name}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": str(machine),
+        "versions": dict(machine.versions),
+        "seeds": list(getattr(module, "SEEDS", ())),
+        "units": module.UNITS,
+        "rows": module.rows(scale),
+        "published": module.PUBLISHED,
+    }
+    return write_text(_file(name, out), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
