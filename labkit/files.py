@@ -25,6 +25,8 @@ def write_bytes(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp's file is for its owner alone; the finished one gets what an ordinary new file gets.
+        part.chmod(0o666 & ~_umask())
         part.replace(path)
     except OSError as error:
         raise LabError(
@@ -35,6 +37,13 @@ def write_bytes(path: Path, data: bytes) -> Path:
         if part is not None and part.exists():
             part.unlink()
     return path
+
+
+def _umask() -> int:
+    """The process's file-mode mask; the system only tells it when it is set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> Path:

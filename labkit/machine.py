@@ -107,8 +107,7 @@ class Machine:
             return {dtype: self.gpus[0].dtype_support(dtype) for dtype in DTYPES}
         support = {"fp32": "hardware", "tf32": "no"}
         return {
-            dtype: support.get(dtype)
-            or ("hardware" if _CPU_FLAGS.get(dtype, set()) & self.cpu_flags else "emulated")
+            dtype: support.get(dtype) or ("hardware" if _CPU_FLAGS.get(dtype, set()) & self.cpu_flags else "emulated")
             for dtype in DTYPES
         }
 

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from labkit.errors import LabError
 from labkit.ledger import Ledger, measure, saved_for_backward
-from labkit.tasks import Batch, Task
+from labkit.tasks import Batch, Sentiment, Task
 
 
 @runtime_checkable
@@ -70,7 +71,9 @@ class FirstOrder:
         self.choose(model, task)
         self._model, self._task = model, task
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        self._optimizer = torch.optim.AdamW(
+            self._trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
         rise = max(1, round(self.warmup * steps))
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer,
@@ -154,10 +157,13 @@ class LinearProbing(FirstOrder):
 
     def choose(self, model: torch.nn.Module, task: Task) -> None:
         """A head with one output a class replaces the language-model head; the rest is frozen."""
+        if not isinstance(task, Sentiment):
+            raise LabError(f"A linear probe needs classes, and {task.name} has none.", "Use full fine-tuning.")
         model.requires_grad_(False)
-        words = model.get_output_embeddings().weight
+        language_model: Any = model
+        words = language_model.get_output_embeddings().weight
         head = torch.nn.Linear(words.shape[1], len(task.label_ids), device=words.device, dtype=words.dtype)
         with torch.no_grad():
             head.weight.copy_(words[task.label_ids.to(words.device)])
             head.bias.zero_()
-        model.set_output_embeddings(head)
+        language_model.set_output_embeddings(head)

@@ -21,17 +21,13 @@ LESSONS = ROOT / "lessons"
 def cache_path() -> Path:
     """The cache folder, whether it exists or not: LABKIT_CACHE, else the platform's place for caches."""
     override = os.environ.get("LABKIT_CACHE", "").strip()
-    return (
-        Path(override).expanduser().absolute() if override else platformdirs.user_cache_path("labkit", False)
-    )
+    return Path(override).expanduser().absolute() if override else platformdirs.user_cache_path("labkit", False)
 
 
 def state_path() -> Path:
     """The state folder, whether it exists or not: LABKIT_STATE, else the platform's place for state."""
     override = os.environ.get("LABKIT_STATE", "").strip()
-    return (
-        Path(override).expanduser().absolute() if override else platformdirs.user_state_path("labkit", False)
-    )
+    return Path(override).expanduser().absolute() if override else platformdirs.user_state_path("labkit", False)
 
 
 def cache_dir() -> Path:

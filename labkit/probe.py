@@ -111,9 +111,7 @@ def gpus() -> tuple[list[GpuFacts], list[ProblemFacts]]:
         import torch
     except Exception as error:  # a broken installation raises OSError or ImportError from deep inside
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [], [
-            (f"torch cannot be imported ({reason}).", "Install the course again: python -m pip install -e .")
-        ]
+        return [], [(f"torch cannot be imported ({reason}).", "Install the course again: python -m pip install -e .")]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old drivers; the problem below says it better
@@ -121,15 +119,11 @@ def gpus() -> tuple[list[GpuFacts], list[ProblemFacts]]:
                 return _usable_gpus(torch)
             return [], _why_no_cuda(torch)
     except Exception as error:
-        return [], [
-            (f"The GPU cannot be asked ({error}).", "Update its driver, then run labkit doctor again.")
-        ]
+        return [], [(f"The GPU cannot be asked ({error}).", "Update its driver, then run labkit doctor again.")]
 
 
 def _usable_gpus(torch) -> tuple[list[GpuFacts], list[ProblemFacts]]:
-    built_for = [
-        int(arch[3:]) for arch in torch.cuda.get_arch_list() if arch[:3] == "sm_" and arch[3:].isdigit()
-    ]
+    built_for = [int(arch[3:]) for arch in torch.cuda.get_arch_list() if arch[:3] == "sm_" and arch[3:].isdigit()]
     usable: list[GpuFacts] = []
     problems: list[ProblemFacts] = []
     for index in range(torch.cuda.device_count()):
@@ -179,9 +173,7 @@ def shortages(memory: int, disk: int, installed: dict[str, str]) -> list[Problem
             what = f"The package {name} is not installed."
             found.append((what, "Install the course: python -m pip install -e ."))
     if memory < _MINIMUM_MEMORY:
-        what = (
-            f"This machine has {memory / 1e9:.1f} GB of memory; lessons need {_MINIMUM_MEMORY / 1e9:.0f} GB."
-        )
+        what = f"This machine has {memory / 1e9:.1f} GB of memory; lessons need {_MINIMUM_MEMORY / 1e9:.0f} GB."
         found.append((what, "Close other programs while you run them."))
     if disk < _MINIMUM_DISK:
         what = f"The disk of the cache folder {cache_path()} has {disk / 1e9:.1f} GB free."

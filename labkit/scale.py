@@ -60,13 +60,9 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale("tiny", "tiny", 1000, 1500, batch_size=16, seq_len=64, epochs=4, learning_rate=5e-4),
-    "small": Scale(
-        "small", "smollm2-135m", 4000, 1500, batch_size=16, seq_len=64, epochs=2, learning_rate=3e-5
-    ),
-    "full": Scale(
-        "full", "facebook/opt-1.3b", 7000, 1500, batch_size=16, seq_len=64, epochs=2, learning_rate=1e-5
-    ),
+    "tiny": Scale("tiny", "tiny", 1000, 1500, batch_size=16, seq_len=64, epochs=1, learning_rate=5e-4),
+    "small": Scale("small", "smollm2-135m", 1000, 1500, batch_size=16, seq_len=64, epochs=2, learning_rate=1e-4),
+    "full": Scale("full", "facebook/opt-1.3b", 7000, 1500, batch_size=16, seq_len=64, epochs=2, learning_rate=1e-5),
 }
 
 

@@ -75,17 +75,20 @@ def labelled(rated: list[Rated], source: str = "film") -> list[Rated]:
 def split(rated: list[Rated]) -> dict[str, list[Rated]]:
     """Split the film sentences into test (1,500), validation (500), classes equal in both, and train (the rest).
 
-    Train is ordered so that any even-length beginning of it has equal classes for as long as both classes last.
+    The classes take turns, so that any even-length beginning of a part is balanced, for as long as both last.
     """
     sides = [[r for r in labelled(rated) if (r.rating > 0) == positive] for positive in (False, True)]
-    parts: dict[str, list[Rated]] = {"test": [], "validation": [], "train": []}
-    for side in sides:
-        parts["test"] += side[: TEST // 2]
-        parts["validation"] += side[TEST // 2 : (TEST + VALIDATION) // 2]
-    rest = [side[(TEST + VALIDATION) // 2 :] for side in sides]
-    paired = min(len(side) for side in rest)
-    parts["train"] = [r for pair in zip(*rest, strict=False) for r in pair]
-    parts["train"] += [r for side in rest for r in side[paired:]]
+    parts: dict[str, list[Rated]] = {}
+    bounds: dict[str, tuple[int, int | None]] = {
+        "test": (0, TEST // 2),
+        "validation": (TEST // 2, (TEST + VALIDATION) // 2),
+    }
+    bounds["train"] = ((TEST + VALIDATION) // 2, None)
+    for name, (first, last) in bounds.items():
+        negative, positive = (side[first:last] for side in sides)
+        paired = min(len(negative), len(positive))
+        parts[name] = [r for pair in zip(negative, positive, strict=False) for r in pair]
+        parts[name] += negative[paired:] + positive[paired:]
     return parts
 
 

@@ -64,6 +64,9 @@ class Task(Protocol):
     train: list[Example]
     test: list[Example]
 
+    def batch(self, examples: list[Example]) -> Batch:
+        """Make one batch of examples."""
+
     def batches(self, examples: list[Example], size: int) -> Iterator[Batch]:
         """Cut examples into batches, in order."""
 

@@ -30,8 +30,8 @@ SAVE_EVERY_SECONDS = 5.0
 GROUP = 8
 
 
-@torch.no_grad()
-def evaluate(model: torch.nn.Module, task: Task, examples: list[Example] | None = None, batch_size: int = 64) -> dict:
+@torch.inference_mode()
+def evaluate(model: torch.nn.Module, task: Task, examples: list[Example] | None = None, batch_size: int = 32) -> dict:
     """Accuracy (a share) and loss (nats, mean over examples) on `examples` (default: the test part).
 
     Examples are grouped by length, so that little is spent on padding; the result does not depend on their order.
@@ -53,8 +53,8 @@ def evaluate(model: torch.nn.Module, task: Task, examples: list[Example] | None 
 def order(task: Task, batch_size: int, seed: int, steps: int) -> Iterator[list[Example]]:
     """The examples of each step, in an order that depends on the seed only.
 
-    Every epoch is shuffled; then stretches of `GROUP` batches are sorted by length and cut, and the batches of a stretch
-    shuffled again. So the sentences of a batch have about the same length, and little is spent on padding.
+    Every epoch is shuffled; then stretches of `GROUP` batches are sorted by length and cut, and the batches of a
+    stretch shuffled again. So the sentences of a batch have about the same length, and little is spent on padding.
     """
     done, epoch = 0, 0
     while done < steps:
@@ -112,7 +112,7 @@ class _Saved:
 
 def _config(method: Method, seed: int, steps: int, batch_size: int, task: Task) -> dict:
     # Before `prepare` a method's fields are settings only; afterwards they would hold the model.
-    settings = asdict(method) if is_dataclass(method) else {}
+    settings: dict = asdict(method) if is_dataclass(method) else {}
     return {**settings, "seed": seed, "steps": steps, "batch_size": batch_size, "train_size": len(task.train)}
 
 
@@ -129,11 +129,9 @@ def train(
     resume: Path | str | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train `model` in place and evaluate it on the task's test part.
+    """Train `model` in place, where it is, by `method`, and evaluate it on the task's test part.
 
     Args:
-        model: where it is, there it trains.
-        method: decides what trains and how.
         steps: optimizer steps; the training part is gone through as often as that takes.
         batch_size: examples a step.
         seed: of the order of examples, and of torch's generator.
@@ -144,9 +142,7 @@ def train(
     Raises:
         LabError: when there is nothing to train on, or the loss is no longer a number.
     """
-    if steps < 1 or batch_size < 1 or not task.train:
-        cause = f"There is nothing to do: {steps} steps of {batch_size} of {len(task.train)} examples."
-        raise LabError(cause, "Give positive numbers and training data.")
+    _check(steps, batch_size, task)
     config = {**_config(method, seed, steps, batch_size, task), "model": model_name, "start": start}
     torch.manual_seed(seed)
     method.prepare(model.train(), task, steps)
@@ -154,11 +150,17 @@ def train(
     run.trainable_params = parameters(model, trainable=True)
     run.ledger.predicted = method.predicted_bytes()
     _steps(model, task, method, run, _Saved(Path(resume) if resume else None, config), progress)
-    run.evaluations.append({"step": steps, **evaluate(model, task)})
+    run.evaluations.append({"step": steps, **evaluate(model.eval(), task)})
     machine = Machine.here()
     run.machine, run.versions = str(machine), dict(machine.versions)
-    model.eval()
     return run
+
+
+def _check(steps: int, batch_size: int, task: Task) -> None:
+    """Raise LabError where there is nothing to do."""
+    if steps < 1 or batch_size < 1 or not task.train:
+        cause = f"There is nothing to do: {steps} steps of {batch_size} of {len(task.train)} examples."
+        raise LabError(cause, "Give positive numbers and training data.")
 
 
 def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress: bool) -> None:

@@ -69,6 +69,4 @@ def _no_gpu() -> str:
     if torch.cuda.is_available():
         return ""
     built = torch.version.cuda
-    return "needs a CUDA GPU: " + (
-        f"torch (CUDA {built}) finds none here" if built else "this torch is built for CPU"
-    )
+    return "needs a CUDA GPU: " + (f"torch (CUDA {built}) finds none here" if built else "this torch is built for CPU")

@@ -37,11 +37,12 @@ PUBLISHED = [
 
 
 def rows(scale: Scale) -> list[dict]:
-    """Fine-tune from both starts, fully and by a linear probe, at `scale` (and, beside `small`, at `tiny`)."""
+    """Fine-tune fully from both starts, and probe the pretrained one, at `scale` (and, beside `small`, at `tiny`)."""
     scales = [scale]
     if scale.name != "tiny":
         scales = [replace(SCALES["tiny"], device=scale.device), scale]
-    return [_row(s, start, probe) for s in scales for start in ("pretrained", "random") for probe in (False, True)]
+    ways = (("pretrained", False), ("random", False), ("pretrained", True))
+    return [_row(s, start, probe) for s in scales for start, probe in ways]
 
 
 def _row(scale: Scale, start: str, probe: bool) -> dict:
@@ -64,13 +65,15 @@ def _run(scale: Scale, start: str, probe: bool, seed: int):
     from labkit.training import train
 
     task = Sentiment.load(scale)
-    make = models.load if start == "pretrained" else models.from_random
-    options = {} if start == "pretrained" else {"seed": seed}
-    model = make(scale.model, device=scale.device, **options)
+    if start == "pretrained":
+        model = models.load(scale.model, device=scale.device)
+    else:
+        model = models.from_random(scale.model, seed=seed, device=scale.device)
     method = (
         LinearProbing(compute_dtype=scale.dtype)
         if probe
         else FullFineTuning(learning_rate=scale.learning_rate, compute_dtype=scale.dtype)
     )
-    settings = {"steps": scale.steps, "batch_size": scale.batch_size, "seed": seed}
-    return train(model, task, method, model_name=scale.model, start=start, progress=False, **settings)
+    names = {"model_name": scale.model, "start": start}
+    size = scale.batch_size
+    return train(model, task, method, steps=scale.steps, batch_size=size, seed=seed, progress=False, **names)

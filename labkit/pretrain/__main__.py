@@ -13,6 +13,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,8 @@ def _written(arguments: argparse.Namespace, sentences: list[str], device: str):
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     folder = arguments.writer or models.prepare(models.SMOL)
-    writer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    writer: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    writer.to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(arguments.seed)
     batches = write(writer, tokenizer, sentences, arguments.writing_seconds, arguments.batch, arguments.seed)
@@ -104,7 +106,8 @@ def main() -> None:
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(arguments.seed)
-    model = LlamaForCausalLM(tiny_config(VOCAB, tokenizer.eos_token_id)).to(device)
+    model: Any = LlamaForCausalLM(tiny_config(VOCAB, tokenizer.eos_token_id))
+    model.to(device)
     recipe = Recipe(epochs=arguments.epochs, rows=arguments.rows, seed=arguments.seed)
     curve = pretrain(model, train, held_out, recipe, say)
     model.to(torch.bfloat16).save_pretrained(arguments.out)

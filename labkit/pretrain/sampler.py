@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -160,7 +161,8 @@ class Sampler:
             logits_to_keep=1,
             use_cache=True,
         )
-        for index, layer in enumerate(cache.layers):
+        layers: list[Any] = cache.layers
+        for index, layer in enumerate(layers):
             self.keys[index, :, :, : self.prompt_len] = layer.keys
             self.values[index, :, :, : self.prompt_len] = layer.values
         self.mask.fill_(-torch.inf)

@@ -1,0 +1,146 @@
+"""The command `labkit`. Each command's work is in labkit/commands, imported only when it runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import labkit
+from labkit.commands.terminal import INTERRUPTED, guarded
+
+app = typer.Typer(
+    name="labkit",
+    help="Big models, small memory: a hands-on course on training large models in the memory you have.",
+    epilog="Start with: labkit doctor, then labkit lab. A lesson is named by its number (01) or its name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ScaleOption = Annotated[
+    str | None,
+    typer.Option("--scale", metavar="tiny|small|full", help="Size to run at. Default: what the machine allows."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"labkit {labkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Nothing to do here: the options above end the program themselves."""
+
+
+@app.command("lab")
+@guarded
+def lab_command(
+    lesson: Annotated[
+        str, typer.Argument(metavar="LESSON", help="Lesson to open, such as 01 or floating-point.")
+    ] = "00",
+    lab: Annotated[bool, typer.Option("--lab", help="Open the lesson's lab instead of the lesson.")] = False,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open a browser, or only print the address.")
+    ] = True,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port to serve on. Default: 8888, or the next free one.")
+    ] = None,
+) -> None:
+    """Open JupyterLab on a lesson (lesson 00 by default). Ctrl-C stops it."""
+    from labkit.commands.lab import lab as serve
+
+    serve(lesson, lab, browser, port)
+
+
+@app.command("run")
+@guarded
+def run_command(
+    lessons: Annotated[list[str] | None, typer.Argument(metavar="LESSON", help="Lessons to run. Default: all.")] = None,
+    scale: ScaleOption = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the executed notebooks and pages.")] = Path(
+        "out"
+    ),
+    labs: Annotated[bool, typer.Option("--labs", help="Run the labs too.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="How long a single cell may take.")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="For authors: also store the outputs in the lesson itself.")
+    ] = False,
+) -> None:
+    """Execute lessons without a browser; write each as a notebook and as a page that needs no network."""
+    from labkit.commands.run import run
+
+    raise typer.Exit(run(lessons or [], scale, out, labs, timeout, update))
+
+
+@app.command("doctor")
+@guarded
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Examine this machine: what each lesson will run at, and every problem with its remedy."""
+    from labkit.commands.doctor import doctor
+
+    raise typer.Exit(doctor(as_json))
+
+
+@app.command("fetch")
+@guarded
+def fetch_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Files to fetch, by name. Default: all.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also convert SmolLM2, so that it loads quickly from then on.")
+    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte of the files that are there.")] = False,
+) -> None:
+    """Fetch the models and data that are not in the repository, and check them."""
+    from labkit.commands.fetch import fetch
+
+    raise typer.Exit(fetch(names or [], everything, verify))
+
+
+@app.command("bench")
+@guarded
+def bench_command(
+    table: Annotated[
+        str | None, typer.Argument(metavar="TABLE", help="Table to measure. Without one, they are listed.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the table. Default: data/reference.")
+    ] = None,
+) -> None:
+    """List the reference tables, or measure one again on this machine."""
+    from labkit.commands.bench import bench
+
+    raise typer.Exit(bench(table, out))
+
+
+def _terminate(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """The console script `labkit`."""
+    # Termination and a closed terminal must unwind the stack as Ctrl-C does, or what a command started would
+    # outlive it. A signal that is ignored (nohup) stays ignored.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after a command, which handles its own
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,1 @@
+"""What numbers cost and what they lose: formats and rounding, loss scaling, quantization, stability."""

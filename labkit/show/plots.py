@@ -1,0 +1,120 @@
+"""Figures that several lessons share: loss curves, comparisons of runs, ledgers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from labkit.ledger import CATEGORIES, MIB, Ledger
+from labkit.show.display import figure, table
+from labkit.show.style import PALETTE
+
+if TYPE_CHECKING:
+    from labkit.run import Run
+
+# One colour a category in every lesson.
+CATEGORY_COLOURS = dict(zip(CATEGORIES, ("blue", "sky", "orange", "green", "red", "grey"), strict=True))
+
+
+def _label(run: Run) -> str:
+    return f"{run.method}, {run.start}"
+
+
+def smoothed(values: list[float], window: int) -> list[float]:
+    """Mean of the last `window` values at each point (fewer at the beginning)."""
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def loss_curves(runs: list[Run], title: str = "", window: int = 20) -> None:
+    """Draw the training loss of runs over their steps, as a moving mean over `window` steps."""
+    import matplotlib.pyplot as plt
+
+    fig, axis = plt.subplots()
+    lines = [smoothed(run.losses, window) for run in runs]
+    for run, line in zip(runs, lines, strict=True):
+        axis.plot(range(1, len(line) + 1), line, label=_label(run))
+    axis.set(xlabel="step", ylabel=f"training loss (nats, mean of {window} steps)")
+    lowest = min(zip(runs, lines, strict=True), key=lambda pair: pair[1][-1])[0]
+    axis.set_title(title or f"The loss falls furthest for {_label(lowest)}")
+    axis.legend()
+    ends = "; ".join(f"{_label(r)} from {v[0]:.2f} to {v[-1]:.2f}" for r, v in zip(runs, lines, strict=True))
+    figure(fig, f"Training loss in nats over {len(lines[0])} steps: {ends}.")
+
+
+def run_table(runs: list[Run], columns: tuple[str, ...] = (), caption: str = "") -> None:
+    """Display runs side by side, one row each; only columns that some run has."""
+    from labkit.bench.pretrain import UNITS
+
+    rows = [run.row() for run in runs]
+    shown = columns or tuple(k for k in rows[0] if any(row[k] is not None for row in rows))
+    table([{k: row[k] for k in shown} for row in rows], UNITS, caption)
+
+
+def ledger_bars(ledgers: dict[str, Ledger], title: str) -> None:
+    """Draw measured bytes as one stacked bar a ledger, with the prediction's end marked where there is one."""
+    import matplotlib.pyplot as plt
+
+    fig, axis = plt.subplots(figsize=(7.2, 1.1 + 0.6 * len(ledgers)))
+    used = [c for c in CATEGORIES if any(ledger.measured.get(c) for ledger in ledgers.values())]
+    for row, ledger in enumerate(ledgers.values()):
+        left = 0.0
+        for category in used:
+            width = ledger.measured.get(category, 0) / MIB
+            colour = PALETTE[CATEGORY_COLOURS[category]]
+            label = category.replace("_", " ") if row == 0 else None
+            axis.barh(row, width, left=left, color=colour, label=label, edgecolor="white")
+            if width > 0.08 * max(led.total_measured for led in ledgers.values()) / MIB:
+                axis.text(left + width / 2, row, f"{width:.0f}", ha="center", va="center", color="white")
+            left += width
+    axis.set(yticks=range(len(ledgers)), yticklabels=list(ledgers), xlabel="memory (MiB)")
+    axis.set_title(title)
+    axis.invert_yaxis()
+    axis.legend(ncols=len(used), loc="upper left", bbox_to_anchor=(0, -0.35), fontsize="small")
+    axis.grid(False, axis="y")
+    figure(fig, f"Stacked bars of measured memory. {'; '.join(_spoken(n, g, used) for n, g in ledgers.items())}.")
+
+
+def _spoken(name: str, ledger: Ledger, used: list[str]) -> str:
+    parts = ", ".join(f"{c.replace('_', ' ')} {ledger.measured.get(c, 0) / MIB:.1f} MiB" for c in used)
+    return f"{name}: {parts}"
+
+
+def training_curve(curve: list[dict]) -> None:
+    """Draw the tiny model's pretraining: loss on the text it trains on and on text that it never saw."""
+    import matplotlib.pyplot as plt
+
+    fig, axis = plt.subplots()
+    tokens = [point["tokens"] / 1e6 for point in curve]
+    names = {
+        "loss": "training text",
+        "held_out_written": "unseen, written by SmolLM2",
+        "held_out_archive": "unseen, real",
+    }
+    for column, label in names.items():
+        axis.plot(tokens, [point[column] for point in curve], label=label)
+    best = min(curve, key=lambda point: point["held_out_archive"])
+    axis.axvline(best["tokens"] / 1e6, color=PALETTE["grey"], linewidth=1)
+    axis.set(xlabel="tokens read (million)", ylabel="loss (nats a token)", ylim=(1.5, 9.5))
+    axis.set_title(f"On real sentences the loss stops falling after {best['tokens'] / 1e6:.0f} million tokens")
+    axis.legend()
+    last = curve[-1]
+    figure(
+        fig,
+        f"Three loss curves over {tokens[-1]:.0f} million tokens, all from {curve[0]['loss']:.1f} nats. Training text "
+        f"ends at {last['loss']:.2f}, unseen written text at {last['held_out_written']:.2f}; unseen real sentences "
+        f"reach {best['held_out_archive']:.2f} at {best['tokens'] / 1e6:.0f} million tokens and end at "
+        f"{last['held_out_archive']:.2f}.",
+    )
+
+
+def next_tokens(words: dict[str, float], title: str) -> None:
+    """Draw next-token probabilities (shares) as bars, the likeliest on top."""
+    import matplotlib.pyplot as plt
+
+    fig, axis = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(words)))
+    axis.barh(range(len(words)), [100 * p for p in words.values()], color=PALETTE["blue"])
+    axis.set(yticks=range(len(words)), xlabel="probability of being the next token (%)")
+    axis.set_yticklabels([repr(word) for word in words])
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    axis.set_title(title)
+    figure(fig, f"Bars. {', '.join(f'{word!r} {100 * p:.1f} %' for word, p in words.items())}.")

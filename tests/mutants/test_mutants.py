@@ -1,0 +1,97 @@
+"""Every lab's tests accept the reference solution and reject each wrong answer that looks right."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from labkit.grading import Lab, Score, grade_all, stubs
+from labkit.paths import LESSONS
+
+REFERENCE, STUBS = "(reference)", "(stubs)"
+FIELDS = {"exercise", "code", "loses", "why"}
+
+
+def _modules() -> list[ModuleType]:
+    names = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name.startswith("lab")]
+    return [importlib.import_module(f"{__package__}.{name}") for name in sorted(names)]
+
+
+MODULES = {module.LAB: module for module in _modules()}
+CASES = [(lab, name) for lab, module in MODULES.items() for name in module.MUTANTS]
+
+
+@functools.cache
+def lab_of(lab: str) -> Lab:
+    return Lab.read(LESSONS / lab / "lab.ipynb")
+
+
+@functools.cache
+def scores(lab: str) -> dict[str, Score]:
+    """All variants of one lab, run once: one process, one import of torch, only the cells that points need.
+
+    The whole lab runs in tests/notebooks and, under nbgrader, in tests/grading.
+    """
+    variants = {m: {spec["exercise"]: spec["code"]} for m, spec in MODULES[lab].MUTANTS.items()}
+    variants = {REFERENCE: {}, STUBS: stubs(lab_of(lab)), **variants}
+    return grade_all(lab_of(lab), variants, only_needed=True)
+
+
+def test_every_lab_has_mutants():
+    labs = {path.parent.name for path in LESSONS.glob("*/lab.ipynb")}
+    assert labs == set(MODULES), "each lessons/NN-slug/lab.ipynb needs a module tests/mutants/labNN.py"
+
+
+@pytest.mark.parametrize("lab", MODULES)
+def test_mutants_are_complete(lab):
+    """At least five mutants, one or more for every exercise, none of them the reference in disguise."""
+    mutants = MODULES[lab].MUTANTS
+    assert len(mutants) >= 5
+    for name, spec in mutants.items():
+        assert FIELDS <= set(spec) <= FIELDS | {"at_least"}, name
+        assert spec["loses"], f"{name} loses nothing"
+        assert spec["why"].strip(), f"{name} does not say what is wrong with it"
+        lab_of(lab).exercise(spec["exercise"])
+    exercises = {item.id for item in lab_of(lab).exercises}
+    assert {spec["exercise"] for spec in mutants.values()} == exercises, "an exercise without a mutant"
+
+
+@pytest.mark.parametrize("lab", MODULES)
+def test_the_reference_earns_every_point(lab):
+    score = scores(lab)[REFERENCE]
+    assert not score.errors, score.errors
+    assert score.points == score.max_points == lab_of(lab).auto_points > 0
+
+
+@pytest.mark.parametrize("lab", MODULES)
+def test_the_stub_earns_nothing_and_says_where_to_write(lab):
+    score = scores(lab)[STUBS]
+    assert score.points == 0, str(score)
+    for exercise in lab_of(lab).exercises:
+        for cell in exercise.tests:
+            error = score.cells[cell.grade_id].error
+            # The error must lead to the line that the student has to replace, not to some later NameError.
+            assert error.startswith("NotImplementedError"), f"{cell.grade_id}: {error}"
+            assert "raise NotImplementedError()" in error, f"{cell.grade_id}: {error}"
+
+
+@pytest.mark.parametrize(("lab", "name"), CASES, ids=[f"{lab}-{name}" for lab, name in CASES])
+def test_a_wrong_answer_loses_its_points(lab, name):
+    spec, score = MODULES[lab].MUTANTS[name], scores(lab)[name]
+    expected, lost = set(spec["loses"]), set(score.lost)
+    assert expected <= lost, f"{name} ({spec['why']}) keeps the points of {sorted(expected - lost)}"
+    if not spec.get("at_least"):
+        assert lost == expected, f"{name} also loses {sorted(lost - expected)}:\n{score}"
+
+
+@pytest.mark.parametrize(("lab", "name"), CASES, ids=[f"{lab}-{name}" for lab, name in CASES])
+def test_a_lost_point_is_explained(lab, name):
+    """A student who loses a point reads a sentence, not a bare AssertionError."""
+    for grade_id, cell in scores(lab)[name].cells.items():
+        if cell.lost:
+            assert len(cell.error.split()) >= 4, f"{grade_id} under {name}: {cell.error!r}"
