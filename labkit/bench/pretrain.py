@@ -49,7 +49,7 @@ def _row(scale: Scale, start: str, probe: bool) -> dict:
     runs = [_run(scale, start, probe, seed) for seed in SEEDS]
     found = [run.row() for run in runs]
     mean = {
-        k: round(statistics.fmean(r[k] for r in found), 4)
+        k: round(statistics.fmean(r[k] for r in found), 4 if k in ("accuracy", "loss") else 1)
         for k in ("accuracy", "loss", "step_ms", "tokens_per_s", "joules_per_step")
         if found[0][k] is not None
     }

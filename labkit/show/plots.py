@@ -54,7 +54,9 @@ def ledger_bars(ledgers: dict[str, Ledger], title: str) -> None:
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots(figsize=(7.2, 1.1 + 0.6 * len(ledgers)))
-    used = [c for c in CATEGORIES if any(ledger.measured.get(c) for ledger in ledgers.values())]
+    widest = max(ledger.total_measured for ledger in ledgers.values())
+    # What would be thinner than a hair gets no colour, and no place in the legend.
+    used = [c for c in CATEGORIES if any(g.measured.get(c, 0) > widest / 500 for g in ledgers.values())]
     for row, ledger in enumerate(ledgers.values()):
         left = 0.0
         for category in used:
@@ -62,7 +64,7 @@ def ledger_bars(ledgers: dict[str, Ledger], title: str) -> None:
             colour = PALETTE[CATEGORY_COLOURS[category]]
             label = category.replace("_", " ") if row == 0 else None
             axis.barh(row, width, left=left, color=colour, label=label, edgecolor="white")
-            if width > 0.08 * max(led.total_measured for led in ledgers.values()) / MIB:
+            if width > 0.08 * widest / MIB:
                 axis.text(left + width / 2, row, f"{width:.0f}", ha="center", va="center", color="white")
             left += width
     axis.set(yticks=range(len(ledgers)), yticklabels=list(ledgers), xlabel="memory (MiB)")
