@@ -21,7 +21,7 @@ class EnergyMeter:
                 # CUDA_VISIBLE_DEVICES renumbers torch's GPUs but not NVML's, so the GPU is found by its id.
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
                 self._start = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
-            except Exception:  # no driver, no counter, no package: energy is unknown, nothing else is wrong
+            except Exception:  # no driver, no counter: energy is unknown, nothing else is wrong
                 self._handle = None
 
     def joules(self) -> float | None:
