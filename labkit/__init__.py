@@ -28,7 +28,7 @@ _HOME = {
     "evaluate": "labkit.training",
     "start": "labkit.show.lesson",
 }
-_MODULES = {"assets", "bench", "machine", "models", "numerics", "scale", "show", "tasks"}
+_MODULES = {"assets", "bench", "machine", "models", "numerics", "scale", "show", "tasks", "training"}
 
 __all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
 

@@ -10,6 +10,7 @@ from labkit.errors import LabError
 from labkit.ledger import Ledger
 from labkit.methods import FullFineTuning, LinearProbing, Method
 from labkit.run import Run
+from labkit.scale import SCALES
 from labkit.tasks import Sentiment
 from labkit.training import evaluate, order, train
 
@@ -156,3 +157,17 @@ def test_nothing_to_do_and_not_a_number_are_said_clearly(task):
         train(small(), task, FullFineTuning(learning_rate=float("inf")), **settings())
     with pytest.raises(LabError, match="nothing to evaluate"):
         evaluate(small(), task, [])
+
+
+@pytest.mark.slow
+def test_the_tiny_model_is_worth_fine_tuning():
+    """One pass over 1,000 labelled sentences: at least 74 %, and at least 8 points above random weights."""
+    scale = SCALES["tiny"]
+    whole = Sentiment.load(scale)
+    assert (len(whole.train), len(whole.test)) == (1000, 1500)
+    found = {}
+    for start, model in (("pretrained", models.load("tiny")), ("random", models.from_random("tiny"))):
+        method = FullFineTuning(learning_rate=scale.learning_rate)
+        run = train(model, whole, method, steps=scale.steps, batch_size=scale.batch_size, progress=False)
+        found[start] = run.accuracy
+    assert found["pretrained"] >= 0.74 and found["pretrained"] >= found["random"] + 0.08, found

@@ -24,9 +24,9 @@ def _row(name: str, machine: Machine) -> dict[str, str]:
     return {
         "scale": name,
         "model": scale.model,
-        "where": f"{scale.dtype} on {scale.device}",
+        "computes in": f"{scale.dtype} on {scale.device}",
         "training": f"{scale.train_size:,} sentences, {scale.steps} steps of {scale.batch_size}",
-        "weights, gradients, AdamW": f"{_parameters(scale.model) * BYTES_PER_PARAMETER / GB:.2f} GB",
+        "weights, gradients, AdamW (32 bits)": f"{_parameters(scale.model) * BYTES_PER_PARAMETER / GB:.2f} GB",
         "this machine": verdict,
     }
 
@@ -72,7 +72,7 @@ def scale_card(machine: Machine | None = None) -> None:
 
     buttons.observe(pick, names="value")
     group = widgets.VBox([widgets.HTML(machine_html), buttons, shown])
-    plain = "\n".join(f"{row['scale']}: {row['model']}, {row['where']}; {row['this machine']}" for row in rows)
+    plain = "\n".join(f"{row['scale']}: {row['model']}, {row['computes in']}; {row['this machine']}" for row in rows)
     twin = {"text/html": machine_html + _table(rows, here), "text/plain": f"{machine}\n{plain}"}
     display({**group._repr_mimebundle_(), **twin}, raw=True)
 

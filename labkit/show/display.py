@@ -93,7 +93,7 @@ def table(rows: list[dict], units: dict[str, str] | None = None, caption: str = 
 
 def _head(name: str, unit: str) -> str:
     """A column's name with its unit, unless the name ends with it already (`step_ms`)."""
-    told = name.endswith("_" + unit.lower().replace("/", "_per_"))
+    told = f"_{name}".endswith("_" + unit.lower().replace("/", "_per_"))
     return f"{name} ({unit})" if unit and not told else name
 
 
@@ -106,7 +106,10 @@ def _html_table(heads: list[str], body: list[list[str]], numeric: list[bool], ca
         for r in body
     ]
     title = f'<caption style="text-align:left">{html.escape(caption)}</caption>' if caption else ""
-    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{'</tr>'.join(lines)}</tr></tbody></table>"
+    body_html = "".join(lines)
+    # A table wider than the page scrolls in its own box.
+    table_html = f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body_html}</tbody></table>"
+    return f'<div style="overflow-x:auto">{table_html}</div>'
 
 
 def _plain_table(heads: list[str], body: list[list[str]], numeric: list[bool], caption: str) -> str:

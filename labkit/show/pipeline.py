@@ -48,6 +48,6 @@ def pipeline_picture(highlight: int = 1) -> None:
             axis.annotate("", (column + 1.02, 2.9), (column + 0.88, 2.9), arrowprops=arrow)
     for row, label in enumerate(ROWS):
         axis.text(-0.6, 2.0 - 0.85 * row, label, va="center", fontsize=9, style="italic", color=PALETTE["grey"])
-    axis.set_title("Each stage starts from the weights that the one before it left")
+    axis.set_title("Each stage starts from weights that an earlier one trained")
     spoken = "; ".join(f"{n}, on {d}, to {o}, gives the {r}" for n, d, o, r, _ in STAGES).replace("\n", " ")
     figure(fig, f"Four stages in a row, joined by arrows. {spoken}. Stage {highlight + 1} has a thick frame.")

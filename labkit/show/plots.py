@@ -24,14 +24,20 @@ def smoothed(values: list[float], window: int) -> list[float]:
     return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
 
 
-def loss_curves(runs: list[Run], title: str = "", window: int = 20) -> None:
-    """Draw the training loss of runs over their steps, as a moving mean over `window` steps."""
+def loss_curves(runs: list[Run], title: str = "", window: int = 20, guess: float | None = None) -> None:
+    """Draw the training loss of runs over their steps, as a moving mean over `window` steps.
+
+    `guess` is the loss of knowing nothing, drawn as a line.
+    """
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots()
     lines = [smoothed(run.losses, window) for run in runs]
     for run, line in zip(runs, lines, strict=True):
         axis.plot(range(1, len(line) + 1), line, label=_label(run))
+    if guess is not None:
+        axis.axhline(guess, color=PALETTE["grey"], linewidth=1)
+        axis.text(len(lines[0]), guess, "guessing", ha="right", va="bottom", fontsize="small")
     axis.set(xlabel="step", ylabel=f"training loss (nats, mean of {window} steps)")
     lowest = min(zip(runs, lines, strict=True), key=lambda pair: pair[1][-1])[0]
     axis.set_title(title or f"The loss falls furthest for {_label(lowest)}")
@@ -95,6 +101,7 @@ def training_curve(curve: list[dict]) -> None:
         axis.plot(tokens, [point[column] for point in curve], label=label)
     best = min(curve, key=lambda point: point["held_out_archive"])
     axis.axvline(best["tokens"] / 1e6, color=PALETTE["grey"], linewidth=1)
+    axis.text(best["tokens"] / 1e6 + 1, 7.5, "lowest on\nreal sentences", fontsize="small")
     axis.set(xlabel="tokens read (million)", ylabel="loss (nats a token)", ylim=(1.5, 9.5))
     axis.set_title(f"On real sentences the loss stops falling after {best['tokens'] / 1e6:.0f} million tokens")
     axis.legend()
@@ -108,15 +115,18 @@ def training_curve(curve: list[dict]) -> None:
     )
 
 
-def next_tokens(words: dict[str, float], title: str) -> None:
-    """Draw next-token probabilities (shares) as bars, the likeliest on top."""
+def next_tokens(words: dict[str, float], title: str, marked: tuple[str, ...] = ()) -> None:
+    """Draw next-token probabilities (shares) as bars, in the order given; words that contain a marked one stand out."""
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(words)))
-    axis.barh(range(len(words)), [100 * p for p in words.values()], color=PALETTE["blue"])
+    colours = [PALETTE["orange" if any(repr(m) in word for m in marked) else "blue"] for word in words]
+    axis.barh(range(len(words)), [100 * p for p in words.values()], color=colours)
+    for row, p in enumerate(words.values()):
+        axis.text(100 * p, row, f" {100 * p:.2g} %", va="center", fontsize="small")
     axis.set(yticks=range(len(words)), xlabel="probability of being the next token (%)")
-    axis.set_yticklabels([repr(word) for word in words])
+    axis.set_yticklabels(list(words))
     axis.invert_yaxis()
     axis.grid(False, axis="y")
     axis.set_title(title)
-    figure(fig, f"Bars. {', '.join(f'{word!r} {100 * p:.1f} %' for word, p in words.items())}.")
+    figure(fig, f"Bars. {', '.join(f'{word} {100 * p:.2g} %' for word, p in words.items())}.")
