@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 from labkit.errors import AssetError
 
 if TYPE_CHECKING:
-    from labkit.assets import Asset, Progress
+    from labkit.pinned import Asset, Progress
 
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _NO_SPACE = re.compile(r"No space left|Errno 28|Disk quota exceeded|not enough space", re.IGNORECASE)

@@ -13,6 +13,17 @@ from labkit.errors import LabError
 from labkit.files import write_text
 from labkit.ledger import MIB, Ledger
 
+UNITS = {
+    "accuracy": "share",
+    "accuracy_std": "share",
+    "loss": "nats",
+    "step_ms": "ms",
+    "tokens_per_s": "tokens/s",
+    "peak_allocated_mib": "MiB",
+    "measured_mib": "MiB",
+    "joules_per_step": "J",
+}
+
 
 @dataclass
 class Run:

@@ -25,7 +25,7 @@ TEXTS = sorted(
 )
 # The layers of CONTRIBUTING.md. A module may import from its own layer and from those below, at its top.
 LAYERS = {
-    0: ("errors", "files", "paths", "machine", "probe", "scale", "assets", "download", "lessons"),
+    0: ("errors", "files", "paths", "machine", "probe", "scale", "assets", "download", "pinned", "lessons"),
     1: ("models", "tasks", "sentences"),
     2: ("methods", "run", "training", "ledger", "energy", "baselines"),
     3: ("numerics",),

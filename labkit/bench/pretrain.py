@@ -9,14 +9,11 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 
+from labkit.run import UNITS as UNITS
 from labkit.scale import SCALES, Scale
 
 TITLE = "Fine-tuning from pretrained and from random weights: film sentiment, 1,500 test sentences."
 SEEDS = (0, 1, 2)
-UNITS = {
-    "accuracy": "share", "accuracy_std": "share", "loss": "nats", "step_ms": "ms", "tokens_per_s": "tokens/s",
-    "peak_allocated_mib": "MiB", "measured_mib": "MiB", "joules_per_step": "J",
-}  # fmt: skip
 PUBLISHED = [
     {
         "model": "gpt-1",

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from labkit.ledger import CATEGORIES, MIB, Ledger
+from labkit.run import UNITS, Run
 from labkit.show.display import figure, table
 from labkit.show.style import PALETTE
-
-if TYPE_CHECKING:
-    from labkit.run import Run
 
 # One colour a category in every lesson.
 CATEGORY_COLOURS = dict(zip(CATEGORIES, ("blue", "sky", "orange", "green", "red", "grey"), strict=True))
@@ -48,8 +44,6 @@ def loss_curves(runs: list[Run], title: str = "", window: int = 20, guess: float
 
 def run_table(runs: list[Run], columns: tuple[str, ...] = (), caption: str = "") -> None:
     """Display runs side by side, one row each; only columns that some run has."""
-    from labkit.bench.pretrain import UNITS
-
     rows = [run.row() for run in runs]
     shown = columns or tuple(k for k in rows[0] if any(row[k] is not None for row in rows))
     table([{k: row[k] for k in shown} for row in rows], UNITS, caption)
