@@ -16,6 +16,7 @@ _HOME = {
     "start": "lesson",
     "loss_curves": "plots",
     "run_table": "plots",
+    "starts": "plots",
     "ledger_bars": "plots",
     "pipeline_picture": "pipeline",
     "scale_card": "card",

@@ -124,3 +124,21 @@ def next_tokens(words: dict[str, float], title: str, marked: tuple[str, ...] = (
     axis.grid(False, axis="y")
     axis.set_title(title)
     figure(fig, f"Bars. {', '.join(f'{word} {100 * p:.2g} %' for word, p in words.items())}.")
+
+
+def starts(rows: list[dict]) -> None:
+    """Draw the accuracy of recorded runs, pretrained and random start in turn, with the spread over seeds."""
+    import matplotlib.pyplot as plt
+
+    fig, axis = plt.subplots(figsize=(7.2, 2.8))
+    names = [f"{row['model']}, {row['start']} start" for row in rows]
+    means, spreads = ([100 * row[k] for row in rows] for k in ("accuracy", "accuracy_std"))
+    gains = sorted(a - b for a, b in zip(means[::2], means[1::2], strict=True))
+    axis.barh(names, means, xerr=spreads, color=PALETTE["blue"])
+    axis.axvline(50, color=PALETTE["black"], linewidth=1, label="guessing")
+    axis.set(xlabel="accuracy (%)", xlim=(0, 100))
+    axis.set_title(f"The pretrained start wins by {gains[0]:.0f} to {gains[-1]:.0f} points")
+    axis.invert_yaxis()
+    axis.legend(loc="lower right")
+    shares = "; ".join(f"{n} {m:.1f} ± {s:.1f}" for n, m, s in zip(names, means, spreads, strict=True))
+    figure(fig, f"Bars of accuracy in percent, with a line at 50, guessing. {shares}.")

@@ -116,7 +116,7 @@ MUTANTS = {
             exponent = np.frexp(x)[1] - 1
             return 2.0 ** (np.maximum(exponent, 1 - fmt.bias) - fmt.mantissa_bits)
         """,
-        "loses": ["ex2-spacing-hidden"],
+        "loses": _both("ex2-spacing"),
         "why": "frexp gives zero the exponent 0, so that the gap at 0 comes out as the gap at 1/2.",
     },
     "round-truncates": {
@@ -176,7 +176,7 @@ MUTANTS = {
     "encode-minus-zero-lost": {
         "exercise": "ex4-encode",
         "code": _changed(_ENCODE, "np.signbit(x).astype(np.int64)", "(x < 0).astype(np.int64)"),
-        "loses": ["ex4-encode-hidden"],
+        "loses": _both("ex4-encode"),
         "why": "-0.0 < 0 is false, so that -0.0 gets the code of +0.0.",
     },
     "encode-nan-as-infinity": {
@@ -247,6 +247,18 @@ MUTANTS = {
         "code": "return values.float().sum().half()",
         "loses": _both("ex6-sum"),
         "why": "Accumulating in float32 gives the right number the wrong way: the task is fp16 throughout.",
+    },
+    "sum-by-the-library": {
+        "exercise": "ex6-sum",
+        "code": "return values.sum()",
+        "loses": _both("ex6-sum"),
+        "why": "torch.sum does not stall, because it does not compute in fp16 inside.",
+    },
+    "sum-of-python-numbers": {
+        "exercise": "ex6-sum",
+        "code": "return torch.tensor(sum(values.tolist()), dtype=torch.float16)",
+        "loses": _both("ex6-sum"),
+        "why": "Python adds in float64: right number, wrong format.",
     },
     "sum-wrong-sign": {
         "exercise": "ex6-sum",

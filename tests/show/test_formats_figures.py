@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from labkit.numerics import formats as nf
 from labkit.numerics.formats import FORMATS
@@ -62,4 +63,25 @@ def test_the_error_histogram_counts_every_weight_once():
     ax = figures.error_histogram(errors).axes[0]
     heights = ax.patches[0].get_xy()[:, 1]
     assert heights.max() == pytest.approx(0.25)
-    assert ax.get_legend().get_texts()[0].get_text() == "fp16: 25.0 % became 0"
+    assert ax.get_legend().get_texts()[0].get_text() == "fp16: 25.00 % became 0"
+
+
+def test_a_format_has_the_same_colour_in_every_figure():
+    fmt = FORMATS["fp8_e4m3"]
+    colour, _ = figures.style_of(fmt.name)
+    error = {fmt.name: np.array([0.1, 0.2])}
+    found = {
+        "gaps": figures.spacing_figure([FORMATS["fp32"], fmt]).axes[0].lines[1].get_color(),
+        "range": figures.range_figure([FORMATS["fp32"], fmt]).axes[0].patches[0].get_facecolor(),
+        "lines": figures.number_lines([fmt], limit=2).axes[0].collections[0].get_color()[0],
+        "errors": figures.error_histogram(error).axes[0].patches[0].get_edgecolor(),
+    }
+    assert {where: to_hex(found[where]) for where in found} == dict.fromkeys(found, colour.lower())
+    assert len({figures.style_of(name) for name in FORMATS}) == len(FORMATS)
+
+
+def test_the_marked_points_lie_on_the_staircase():
+    ax = figures.spacing_figure([FORMATS["fp16"]], marked=FORMATS["fp16"]).axes[0]
+    marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "s"]
+    assert marks == [(x, nf.spacing(x, "fp16")) for x in (1.0, 2048.0)]
+    assert [t.get_text() for t in ax.texts] == ["fp16", "fp16 at 1: eps = 2^-10", "at 2048: gap 2"]
