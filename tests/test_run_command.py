@@ -186,3 +186,30 @@ def test_a_formula_that_cannot_be_converted_stays_readable():
     broken = page.mathml(r"\frac{1}{")
     assert "<math" in broken or r"\frac{1}{" in broken
     assert page.mathml("a < b").count("<math") == 1 and 'aria-label="a &lt; b"' in page.mathml("a < b")
+
+
+def test_a_hint_to_unfold_stays_folded(tmp_path):
+    hint = "<details><summary>Hint</summary>\n\nShift *first*: $x_1$.\n\n</details>\n\nAfter the hint."
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(hint)])
+    html = page.page(notebook, "a page", tmp_path)
+    assert re.search(r"<details><summary>Hint</summary>.*<em>first</em>.*<math.*</details>.*After the hint", html, re.S)
+    assert html.count("</details>") == 1
+
+
+def test_update_stores_outputs_without_what_only_a_kernel_could_draw(lessons, tmp_path):
+    lesson = lessons / "05-widget" / "lesson.ipynb"
+    lesson.parent.mkdir()
+    source = (
+        "from IPython.display import display\n"
+        "view = {'application/vnd.jupyter.widget-view+json': {'model_id': 'x'}}\n"
+        "display(view, raw=True)\n"
+        "display({**view, 'text/html': '<p>twin</p>'}, raw=True)"
+    )
+    write_notebook(lesson, (source,), "# Widget")
+    before = lesson.read_bytes()
+    assert run("05", "--out", tmp_path / "out")[0] == 0 and lesson.read_bytes() == before
+    assert run("05", "--out", tmp_path / "out", "--update")[0] == 0
+    stored = nbformat.read(lesson, as_version=4)
+    (cell,) = [c for c in stored.cells if c.cell_type == "code"]
+    assert [dict(output.data) for output in cell.outputs] == [{"text/html": "<p>twin</p>"}]
+    assert "execution" not in cell.metadata and "widgets" not in stored.metadata

@@ -72,6 +72,14 @@ class _Renderer(IPythonRenderer):
     def latex_environment(self, name: str, body: str) -> str:
         return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
+    def block_html(self, html: str) -> str:
+        """A stretch of HTML as it stands: nbconvert parses it and closes its open tags.
+
+        A hint's `<details>` begins in one stretch and ends in another, with Markdown between; closed early, it
+        hides nothing.
+        """
+        return super().block_html(html) if "<img" in html.lower() else f"{html}\n"
+
 
 class PageExporter(HTMLExporter):
     """nbconvert's HTML exporter, made to load nothing."""
