@@ -224,9 +224,10 @@ class Notebook:
         return self.page.evaluate("() => window.labkitStarted")
 
     def _over(self, expected: int) -> bool:
-        if self.kernel() != "idle":
-            return False
-        return self.started() >= expected or bool(self.errors())
+        # In this order: the kernel is busy before a cell counts as started, so idle *after* the last one started means
+        # over. Asked the other way round, it may have been idle between the last cell but one and the last.
+        over = self.started() >= expected or bool(self.errors())
+        return over and self.kernel() == "idle"
 
     def screenshot(self, path: Path, locator=None) -> None:
         """Save what the page shows, or only one element of it."""
