@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,16 @@ def _from_pretrained(kind, name: str, **options):
 
 
 def _sha256(path: Path) -> str:
+    facts = path.stat()
+    return _digest(path, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file, read once a process as long as its size and time stay the same.
+
+    A task's tokenizer, a configuration and a model come from one folder, and all of it is checked each time.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,9 +16,9 @@ from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
+from labkit.commands.settle import WIDGET_VIEW
 from labkit.errors import LessonError
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
 SCRIPT = "application/javascript"
 # What would make a browser fetch something: a source or a style sheet elsewhere, an import in CSS. A link
 # (<a href>) only leads somewhere when it is clicked.
@@ -144,10 +144,10 @@ def _without_live_outputs(notebook: NotebookNode) -> NotebookNode:
 
 
 def _still(output: NotebookNode) -> NotebookNode | None:
-    if "data" not in output or not {WIDGET, SCRIPT} & output.data.keys():
+    if "data" not in output or not {WIDGET_VIEW, SCRIPT} & output.data.keys():
         return output
-    data = {kind: value for kind, value in output.data.items() if kind not in (WIDGET, SCRIPT)}
+    data = {kind: value for kind, value in output.data.items() if kind not in (WIDGET_VIEW, SCRIPT)}
     # A widget's text/plain is its Python repr, which tells a reader nothing; any richer twin is its fallback.
-    if WIDGET in output.data and data.keys() <= {"text/plain"}:
+    if WIDGET_VIEW in output.data and data.keys() <= {"text/plain"}:
         return None
     return NotebookNode(output, data=NotebookNode(data)) if data else None
