@@ -119,17 +119,24 @@ def saved_for_backward(model: torch.nn.Module) -> Iterator[dict[str, int]]:
         yield found
 
 
-def measure(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, activations: int) -> dict[str, int]:
+def measure(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    activations: int,
+    master_weights: Iterable[Tensor] = (),
+) -> dict[str, int]:
     """Count the bytes that a model, its gradients and its optimizer hold now.
 
     Args:
         model: after a step, its gradients still in place.
         optimizer: whose states count; None for a method without any.
         activations: bytes saved for backward, from `saved_for_backward`.
+        master_weights: copies of the weights in a wider format, where the method keeps them.
     """
     weights = list(model.parameters())
     return {
         "weights": storage_bytes(weights),
+        "master_weights": storage_bytes(master_weights, but=weights),
         "gradients": storage_bytes(p.grad for p in weights if p.grad is not None),
         "optimizer_states": storage_bytes(optimizer_tensors(optimizer)) if optimizer else 0,
         "activations": activations,

@@ -33,6 +33,9 @@ class Method(Protocol):
     def measured_step(self, batch: Batch, ledger: Ledger) -> Float[Tensor, ""]:
         """The same step, filling in the ledger's measured bytes."""
 
+    def observed(self) -> dict[str, float]:
+        """What the last step did beside its loss (a loss scale, say), for the run's traces."""
+
     def predicted_bytes(self) -> dict[str, int]:
         """Bytes by category that the method needs, by formula, after `prepare`."""
 
@@ -66,14 +69,16 @@ class FirstOrder:
         """Set `requires_grad` on what trains; may replace modules. Each method's own part."""
         raise NotImplementedError
 
+    def build_optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of `trained`; a method with another one overrides this."""
+        return torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+
     def prepare(self, model: torch.nn.Module, task: Task, steps: int) -> None:
-        """Choose parameters, build AdamW and the learning-rate schedule."""
+        """Choose parameters, build the optimizer and the learning-rate schedule."""
         self.choose(model, task)
         self._model, self._task = model, task
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-        )
+        self._optimizer = self.build_optimizer(self._trained)
         rise = max(1, round(self.warmup * steps))
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer,
@@ -106,6 +111,10 @@ class FirstOrder:
         self._update(loss)
         ledger.measured = measure(self._model, self._optimizer, saved["activations"])
         return loss.detach()
+
+    def observed(self) -> dict[str, float]:
+        """Nothing beside the loss."""
+        return {}
 
     def predicted_bytes(self) -> dict[str, int]:
         """By formula: 4 bytes a weight, 4 a gradient, 8 for AdamW's two moments, and 4 for its step count a tensor."""

@@ -34,6 +34,8 @@ class Run:
         config: everything that decides the result: seed, steps, batch size, learning rate …
         losses: training loss of every step, in nats.
         evaluations: rows of step, accuracy (a share), loss (nats).
+        traces: what else the method observed at every step, by name: a loss scale, skipped steps …
+        stopped: why the run ended before its last step; empty when it did not.
         step_seconds: wall time of every step.
         tokens: real tokens trained on.
         ledger: bytes by category.
@@ -48,6 +50,8 @@ class Run:
     config: dict = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     evaluations: list[dict] = field(default_factory=list)
+    traces: dict[str, list[float]] = field(default_factory=dict)
+    stopped: str = ""
     step_seconds: list[float] = field(default_factory=list)
     tokens: int = 0
     trainable_params: int = 0

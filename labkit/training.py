@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from labkit.energy import EnergyMeter
-from labkit.errors import LabError
+from labkit.errors import LabError, UnknownNameError
 from labkit.files import write_bytes
 from labkit.machine import Machine
 from labkit.methods import Method
@@ -91,7 +91,7 @@ class _Saved:
     def save(self, run: Run, method: Method, step: int) -> None:
         if self.path is None or time.monotonic() - self.last < SAVE_EVERY_SECONDS:
             return
-        kept = {"losses": run.losses, "step_seconds": run.step_seconds, "tokens": run.tokens}
+        kept = {"losses": run.losses, "step_seconds": run.step_seconds, "tokens": run.tokens, "traces": run.traces}
         state = {
             "key": self.key,
             "step": step,
@@ -128,6 +128,7 @@ def train(
     start: str = "pretrained",
     resume: Path | str | None = None,
     progress: bool = True,
+    on_nan: str = "raise",
 ) -> Run:
     """Train `model` in place, where it is, by `method`, and evaluate it on the task's test part.
 
@@ -138,11 +139,13 @@ def train(
         model_name, start: for the record.
         resume: a file for the run's state; a run with the same configuration goes on from it.
         progress: show a bar.
+        on_nan: "raise" where the loss is no longer a number, or "stop" there and keep the run, which says so in
+            `stopped` and is evaluated as it is: for what is expected to fail.
 
     Raises:
         LabError: when there is nothing to train on, or the loss is no longer a number.
     """
-    _check(steps, batch_size, task)
+    _check(steps, batch_size, task, on_nan)
     config = {**_config(method, seed, steps, batch_size, task), "model": model_name, "start": start}
     torch.manual_seed(seed)
     method.prepare(model.train(), task, steps)
@@ -150,14 +153,18 @@ def train(
     run.trainable_params = parameters(model, trainable=True)
     run.ledger.predicted = method.predicted_bytes()
     _steps(model, task, method, run, _Saved(Path(resume) if resume else None, config), progress)
-    run.evaluations.append({"step": steps, **evaluate(model.eval(), task)})
+    if run.stopped and on_nan == "raise":
+        raise LabError(run.stopped, "Lower the learning rate, or compute in a wider dtype.")
+    run.evaluations.append({"step": len(run.losses), **evaluate(model.eval(), task)})
     machine = Machine.here()
     run.machine, run.versions = str(machine), dict(machine.versions)
     return run
 
 
-def _check(steps: int, batch_size: int, task: Task) -> None:
-    """Raise LabError where there is nothing to do."""
+def _check(steps: int, batch_size: int, task: Task, on_nan: str) -> None:
+    """Raise LabError where there is nothing to do, or no such way to stop."""
+    if on_nan not in ("raise", "stop"):
+        raise UnknownNameError.among("on_nan", on_nan, ("raise", "stop"))
     if steps < 1 or batch_size < 1 or not task.train:
         cause = f"There is nothing to do: {steps} steps of {batch_size} of {len(task.train)} examples."
         raise LabError(cause, "Give positive numbers and training data.")
@@ -173,7 +180,7 @@ def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress:
         method.load_state_dict(state["method"])
         torch.set_rng_state(state["rng"])
         run.losses, run.step_seconds, run.tokens = state["losses"], state["step_seconds"], state["tokens"]
-        run.ledger.measured, first = state["measured"], state["step"]
+        run.ledger.measured, run.traces, first = state["measured"], state["traces"], state["step"]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     meter = EnergyMeter(device.type)
@@ -181,8 +188,10 @@ def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress:
     for step, examples in enumerate(order(task, run.config["batch_size"], run.config["seed"], steps)):
         if step >= first:
             _one(method, run, task.batch(examples).to(device), step)
-            saved.save(run, method, step + 1)
             bar.update()
+            if run.stopped:
+                break
+            saved.save(run, method, step + 1)
     bar.close()
     run.joules = meter.joules()
     if device.type == "cuda":
@@ -198,6 +207,7 @@ def _one(method: Method, run: Run, batch: Batch, step: int) -> None:
     run.step_seconds.append(time.perf_counter() - started)
     run.losses.append(loss)
     run.tokens += batch.tokens
+    for name, value in method.observed().items():
+        run.traces.setdefault(name, []).append(value)
     if loss != loss:
-        cause = f"The loss is not a number at step {step}."
-        raise LabError(cause, "Lower the learning rate, or compute in a wider dtype.")
+        run.stopped = f"The loss is not a number at step {step}."

@@ -171,3 +171,28 @@ def test_the_tiny_model_is_worth_fine_tuning():
         run = train(model, whole, method, steps=scale.steps, batch_size=scale.batch_size, progress=False)
         found[start] = run.accuracy
     assert found["pretrained"] >= 0.74 and found["pretrained"] >= found["random"] + 0.08, found
+
+
+class Watched(FullFineTuning):
+    """Full fine-tuning that reports its learning rate, and whose loss is no number at its third step."""
+
+    def step(self, batch):
+        loss = super().step(batch)
+        return loss if len(self.seen) < 2 else loss * float("nan")
+
+    def observed(self):
+        self.seen = [*self.seen, self._schedule.get_last_lr()[0]]
+        return {"learning_rate": self.seen[-1]}
+
+    def prepare(self, model, task, steps):
+        self.seen = []
+        super().prepare(model, task, steps)
+
+
+def test_what_a_method_observes_is_traced_and_a_burst_run_is_kept_where_asked(task):
+    method = Watched(learning_rate=1e-3)
+    run = train(small(), task, method, **settings(on_nan="stop"))
+    assert len(run.losses) == 3 and "step 2" in run.stopped and run.evaluations[-1]["step"] == 3
+    assert run.traces == {"learning_rate": method.seen} and len(method.seen) == 3
+    with pytest.raises(LabError, match="on_nan"):
+        train(small(), task, method, **settings(on_nan="ignore"))

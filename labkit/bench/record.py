@@ -1,8 +1,9 @@
 """Reference tables: measured rows with the machine, the versions, the commit and the command that made them.
 
 A table NAME is the module `labkit/bench/NAME.py` with `TITLE`, `UNITS` (column → unit), `PUBLISHED` (rows with
-a `source`) and `rows(scale)`; where
-chance plays a part, `SEEDS` too. It is recorded in `data/reference/NAME.json`.
+a `source`) and `rows(scale)`, a list or a generator; where chance plays a part, `SEEDS` too. It is recorded in
+`data/reference/NAME.json`. While it is measured, the rows so far are kept in `NAME.partial.json` beside it, so that
+what a time limit cuts off is not lost.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,12 +96,13 @@ def _commit() -> str:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
-def regenerate(name: str, out: Path | None = None) -> Path:
+def regenerate(name: str, out: Path | None = None, report: Callable[[dict], None] | None = None) -> Path:
     """Measure a table anew on this machine and record it; return the file.
 
     Args:
         name: of the table.
         out: folder to write to (default: `data/reference`).
+        report: called with each row as soon as it is measured.
     """
     from labkit.machine import Machine
     from labkit.scale import Scale
@@ -108,7 +111,7 @@ def regenerate(name: str, out: Path | None = None) -> Path:
         raise UnknownNameError.among("table", name, names())
     module = importlib.import_module(f"labkit.bench.{name.replace('-', '_')}")
     machine, scale = Machine.here(), Scale.here()
-    facts = {
+    facts: dict = {
         "table": name,
         "title": module.TITLE,
         "command": f"LABKIT_SCALE={scale.name} labkit bench {name}",
@@ -118,7 +121,19 @@ def regenerate(name: str, out: Path | None = None) -> Path:
         "versions": dict(machine.versions),
         "seeds": list(getattr(module, "SEEDS", ())),
         "units": module.UNITS,
-        "rows": module.rows(scale),
+        "rows": [],
         "published": module.PUBLISHED,
     }
-    return write_text(_file(name, out), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    partial = _file(f"{name}.partial", out)
+    for row in module.rows(scale):
+        facts["rows"].append(row)
+        write_text(partial, _text(facts))
+        if report is not None:
+            report(row)
+    recorded = write_text(_file(name, out), _text(facts))
+    partial.unlink(missing_ok=True)
+    return recorded
+
+
+def _text(facts: dict) -> str:
+    return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"

@@ -49,6 +49,9 @@ def bench(name: str | None, out: Path | None) -> int:
         raise UnknownNameError.among("table", name, known)
     from labkit.bench.record import regenerate
 
-    path = regenerate(name, out=out)
+    def report(row: dict) -> None:
+        terminal.print(escape(", ".join(f"{k} {v}" for k, v in row.items() if v is not None)), soft_wrap=True)
+
+    path = regenerate(name, out=out, report=report)
     terminal.print(f"[green]✓[/] {name}: {path}", soft_wrap=True)
     return 0
