@@ -9,8 +9,9 @@ the rest goes through the dynamic 8-bit book in blocks of 256. 4 + 8/64 + 32/(64
 
 Where a value lies in the middle between two numbers the lower one is taken. With bitsandbytes, 4-bit codes and values
 are equal in all bits on a CPU. Where its kernels round otherwise: its CUDA kernels multiply by an approximate
-reciprocal, so that a value within a unit in the last place of a threshold may fall on the other side, and code an
-all-zero block as its lowest number, times 0; its CPU kernel for 8 bits finds x/a on a grid of 65,536 steps first.
+reciprocal, so that a value within a unit in the last place of a threshold may fall on the other side, code an
+all-zero block as its lowest number, times 0, and give the zeros of FP4 the other sign; its CPU kernel for 8 bits
+moves x/a to a grid of 65,536 steps before it looks the code up.
 
 On a GPU with Triton one fused kernel reads each value once and writes its code (`kernels`); elsewhere the tensor goes
 through in chunks, so that no temporary as large as the tensor ever exists.
