@@ -34,6 +34,15 @@ def figure(fig: Figure, alt: str) -> None:
     Raises:
         LabError: when `alt` is missing or says nothing.
     """
+    _emit(figure_html(fig, alt), f"[figure] {alt}")
+
+
+def figure_html(fig: Figure, alt: str) -> str:
+    """A matplotlib figure as HTML with its alternative text, for a widget that paints itself; closes the figure.
+
+    Raises:
+        LabError: when `alt` is missing or says nothing.
+    """
     import matplotlib.pyplot as plt
 
     if len(alt.split()) < 5:
@@ -43,10 +52,9 @@ def figure(fig: Figure, alt: str) -> None:
     width = int(fig.get_figwidth() * 100)
     plt.close(fig)
     data = base64.b64encode(_fewer_colours(buffer.getvalue())).decode()
-    _emit(
+    return (
         f'<figure style="margin:0"><img alt="{html.escape(alt, quote=True)}" width="{width}" '
-        f'src="data:image/png;base64,{data}"></figure>',
-        f"[figure] {alt}",
+        f'src="data:image/png;base64,{data}"></figure>'
     )
 
 
