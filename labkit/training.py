@@ -139,8 +139,7 @@ def train(
         model_name, start: for the record.
         resume: a file for the run's state; a run with the same configuration goes on from it.
         progress: show a bar.
-        on_nan: "raise" where the loss is no longer a number, or "stop" there and keep the run, which says so in
-            `stopped` and is evaluated as it is: for what is expected to fail.
+        on_nan: "raise" where the loss is no longer a number, or "stop" there and keep the run, which then says so.
 
     Raises:
         LabError: when there is nothing to train on, or the loss is no longer a number.
@@ -151,11 +150,14 @@ def train(
     method.prepare(model.train(), task, steps)
     run = Run(method.name, model_name or type(model).__name__, task.name, start, config)
     run.trainable_params = parameters(model, trainable=True)
-    run.ledger.predicted = method.predicted_bytes()
     _steps(model, task, method, run, _Saved(Path(resume) if resume else None, config), progress)
     if run.stopped and on_nan == "raise":
         raise LabError(run.stopped, "Lower the learning rate, or compute in a wider dtype.")
     run.evaluations.append({"step": len(run.losses), **evaluate(model.eval(), task)})
+    return _located(run)
+
+
+def _located(run: Run) -> Run:
     machine = Machine.here()
     run.machine, run.versions = str(machine), dict(machine.versions)
     return run
@@ -175,7 +177,7 @@ def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress:
     from tqdm.auto import tqdm
 
     device, steps = next(model.parameters()).device, run.config["steps"]
-    first = 0
+    run.ledger.predicted, first = method.predicted_bytes(), 0
     if state := saved.load():
         method.load_state_dict(state["method"])
         torch.set_rng_state(state["rng"])
