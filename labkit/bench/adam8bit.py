@@ -4,12 +4,14 @@ All start from the same weights and see the same batches in the same order, seed
 as a moving mean over WINDOW steps, averaged over seeds. `gap_nats` is its largest distance from 32-bit AdamW's
 curve; `spread_nats` is how far the 32-bit seeds lie apart at that step (largest minus smallest), which says how large
 a distance chance alone makes; `within_spread` is the share of all steps where the distance is no larger than that.
+Step time, bytes and the peak are those of a short run alone on the machine (see `workers`).
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from labkit.run import UNITS as RUN_UNITS
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 TITLE = "AdamW with 32-bit and with 8-bit states: loss, accuracy and bytes of full fine-tuning."
 SEEDS = (0, 1, 2)
 WINDOW = 10
+TIMED_STEPS = 20
 UNITS = RUN_UNITS | {
     "loss": "nats, mean of the last 10 steps",
     "eval_loss": "nats",
@@ -45,12 +48,19 @@ PUBLISHED = [
 
 def rows(scale: Scale) -> Iterator[dict]:
     """One row an optimizer, means over SEEDS."""
+    from labkit.bench.workers import side_by_side
+
+    names = list(_methods(scale))
     reference: list[list[float]] = []
-    for method, make in _methods(scale).items():
-        runs = [_run(scale, make(), seed) for seed in SEEDS]
+    short = replace(scale, eval_size=scale.batch_size)
+    timed = {name: _run((short, name, SEEDS[0], TIMED_STEPS)) for name in names}
+    every = side_by_side(_run, [(scale, name, seed, scale.steps) for name in names for seed in SEEDS], scale.device)
+    for name in names:
+        runs = [next(every) for _ in SEEDS]
         smooth = [_smoothed(run.losses) for run in runs]
         reference = reference or smooth
-        yield {"model": scale.model, "method": method, "dtype": scale.dtype} | _row(runs) | _compared(smooth, reference)
+        facts = {"model": scale.model, "method": name, "dtype": scale.dtype}
+        yield facts | _row(timed[name], runs) | _compared(smooth, reference)
 
 
 def _methods(scale: Scale) -> dict[str, Any]:
@@ -87,22 +97,25 @@ def _library(options: dict[str, Any]) -> Any:
     return Library(**options, name="bitsandbytes.AdamW8bit")
 
 
-def _run(scale: Scale, method: Any, seed: int) -> Run:
+def _run(case: tuple[Scale, str, int, int]) -> Run:
+    """One run of a scale, an optimizer, a seed and a number of steps."""
     from labkit import models
+    from labkit.bench.workers import clear
     from labkit.tasks import Sentiment
     from labkit.training import train
 
-    model = models.load(scale.model, device=scale.device)
-    size = scale.batch_size
-    task = Sentiment.load(scale)
-    return train(model, task, method, steps=scale.steps, batch_size=size, seed=seed, progress=False)
+    scale, name, seed, steps = case
+    clear(scale.device)
+    model, task = models.load(scale.model, device=scale.device), Sentiment.load(scale)
+    method = _methods(scale)[name]()
+    return train(model, task, method, steps=steps, batch_size=scale.batch_size, seed=seed, progress=False)
 
 
-def _row(runs: list[Run]) -> dict:
+def _row(timed: Run, runs: list[Run]) -> dict:
     from labkit.ledger import MIB
 
     accuracies = [run.evaluations[-1]["accuracy"] for run in runs]
-    ledger = runs[0].ledger
+    ledger = timed.ledger
     return {
         "loss": round(statistics.fmean(statistics.fmean(run.losses[-10:]) for run in runs), 4),
         "eval_loss": round(statistics.fmean(run.evaluations[-1]["loss"] for run in runs), 4),
@@ -110,9 +123,9 @@ def _row(runs: list[Run]) -> dict:
         "accuracy_std": round(statistics.stdev(accuracies), 4),
         "optimizer_states_mib": round(ledger.measured["optimizer_states"] / MIB, 3),
         "predicted_mib": round(ledger.predicted["optimizer_states"] / MIB, 3),
-        "step_ms": round(statistics.fmean(run.step_ms or 0.0 for run in runs), 1),
+        "step_ms": timed.step_ms,
         "peak_allocated_mib": None if ledger.peak_allocated is None else round(ledger.peak_allocated / MIB, 1),
-        "trainable_params": runs[0].trainable_params,
+        "trainable_params": timed.trainable_params,
     }
 
 

@@ -1,10 +1,11 @@
 """Table `precision`: one fine-tuning task in every precision of lesson 02: accuracy, bytes, time and energy.
 
 Rows with `part` "training" are means over the seeds; a run that ended early, because its loss was no longer a number,
-counts with the accuracy of what it left behind and says so in `note`. Bytes by category are measured at the second
-step. One row with `part` "losses" counts, on the same model after some steps in fp32, what 16 bits would take away:
-gradients and second moments that underflow in fp16, AdamW's updates that leave a 16-bit weight where it was, and the
-loss scales between which no gradient overflows and at most one in a thousand underflows.
+counts with the accuracy of what it left behind and says so in `note`. Step time, energy, bytes by category (at the
+second step) and the peak are those of a short run alone on the machine; the runs that the accuracies come from may
+share it (see `workers`). One row with `part` "losses" counts, on the same model after some steps in fp32, what 16 bits
+would take away: gradients and second moments that underflow in fp16, AdamW's updates that leave a 16-bit weight where
+it was, and the loss scales between which no gradient overflows and at most one in a thousand underflows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from labkit.run import UNITS as RUN_UNITS
@@ -24,6 +27,7 @@ TITLE = "Precision of training: film sentiment in fp32, tf32, fp16 and bf16, 1,5
 SEEDS = (0, 1, 2)
 MOST_STEPS = 80  # of a run: what the share of a GPU that the table may take allows
 LOSSES_AFTER = 20
+TIMED_STEPS = 20
 BYTES = ("weights", "master_weights", "gradients", "optimizer_states", "activations")
 UNITS = RUN_UNITS | {f"{name}_mib": "MiB" for name in BYTES} | {
     "accuracy_min": "share",
@@ -47,40 +51,51 @@ PUBLISHED = [
 
 def rows(scale: Scale) -> Iterator[dict]:
     """What 16 bits would take away first, then one row a method, each as soon as its seeds are done."""
-    from labkit import models
+    from labkit.bench.workers import side_by_side
     from labkit.numerics.mixed import CAUSES, TABLE
+
+    base, task = _loaded(scale)
+    yield _losses(scale, base, task)
+    names = (*TABLE, *CAUSES)
+    # Alone on the machine, and so before the others start.
+    timed = {name: _run((replace(scale, eval_size=scale.batch_size), name, SEEDS[0], TIMED_STEPS)) for name in names}
+    cases = [(scale, name, seed, min(scale.steps, MOST_STEPS)) for name in names for seed in SEEDS]
+    runs = side_by_side(_run, cases, scale.device)
+    for name in names:
+        yield _row(scale, name, timed[name], [next(runs) for _ in SEEDS])
+
+
+@cache
+def _loaded(scale: Scale) -> tuple[Any, Any]:
+    """Model and task, once a process."""
+    from labkit import models
     from labkit.tasks import Sentiment
 
-    base, task = models.load(scale.model), Sentiment.load(scale)
-    yield _losses(scale, base, task)
-    for name in (*TABLE, *CAUSES):
-        yield _row(scale, name, [_run(scale, name, base, task, seed) for seed in SEEDS])
+    return models.load(scale.model), Sentiment.load(scale)
 
 
-def _run(scale: Scale, name: str, base: Any, task: Any, seed: int) -> Run:
-    import torch
-
+def _run(case: tuple[Scale, str, int, int]) -> Run:
+    """One run of a scale, a method, a seed and a number of steps."""
+    from labkit.bench.workers import clear
     from labkit.numerics.mixed import method
     from labkit.training import train
 
+    (scale, name, seed, steps), (base, task) = case, _loaded(case[0])
+    clear(scale.device)
     chosen = method(name, learning_rate=scale.learning_rate)
     model = copy.deepcopy(base).to(scale.device)
-    options: dict[str, Any] = {"steps": min(scale.steps, MOST_STEPS), "batch_size": scale.batch_size, "seed": seed}
+    options: dict[str, Any] = {"steps": steps, "batch_size": scale.batch_size, "seed": seed}
     run = train(model, task, chosen, model_name=scale.model, progress=False, on_nan="stop", **options)
     run.config["kernels"] = chosen.kernels
-    del model, chosen
-    if scale.device == "cuda":
-        torch.cuda.empty_cache()
     return run
 
 
-def _row(scale: Scale, name: str, runs: list[Run]) -> dict:
+def _row(scale: Scale, name: str, timed: Run, runs: list[Run]) -> dict:
     from labkit.ledger import MIB
 
-    measured = runs[0].ledger.measured
+    measured, alone = timed.ledger.measured, timed.row()
     accuracies = [run.evaluations[-1]["accuracy"] for run in runs]
     ended = [f"seed {seed}: {run.stopped}" for seed, run in zip(SEEDS, runs, strict=False) if run.stopped]
-    found = [run.row() for run in runs]
     scales = [run.traces["loss_scale"] for run in runs if "loss_scale" in run.traces]
     return {
         "part": "training",
@@ -90,10 +105,10 @@ def _row(scale: Scale, name: str, runs: list[Run]) -> dict:
         "accuracy_std": round(statistics.stdev(accuracies), 4),
         "accuracy_min": round(min(accuracies), 4),
         "finished": len(runs) - len(ended),
-        "step_ms": _mean(row["step_ms"] for row in found),
-        "peak_allocated_mib": _mean(row["peak_allocated_mib"] for row in found),
+        "step_ms": alone["step_ms"],
+        "peak_allocated_mib": alone["peak_allocated_mib"],
         **{f"{k}_mib": round(measured.get(k, 0) / MIB, 1) for k in BYTES},
-        "joules_per_step": _mean(row["joules_per_step"] for row in found),
+        "joules_per_step": alone["joules_per_step"],
         "skipped": _mean(_skipped(run) for run in runs),
         "loss_scale_end": scales[0][-1] if scales else None,
         "steps": runs[0].config["steps"],

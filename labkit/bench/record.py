@@ -56,8 +56,8 @@ class Table:
 
 def names() -> list[str]:
     """The tables that can be regenerated."""
-    modules = (p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py"))
-    return sorted(name for name in modules if name not in {"__init__", "record"})
+    files = [p for p in Path(__file__).parent.glob("*.py") if "\nTITLE = " in p.read_text(encoding="utf-8")]
+    return sorted(p.stem.replace("_", "-") for p in files)
 
 
 def _file(name: str, folder: Path | None = None) -> Path:
