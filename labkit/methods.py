@@ -6,6 +6,7 @@ else about it: adding a method is adding one file.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,6 +33,9 @@ class Method(Protocol):
 
     def measured_step(self, batch: Batch, ledger: Ledger) -> Float[Tensor, ""]:
         """The same step, filling in the ledger's measured bytes."""
+
+    def computing(self) -> AbstractContextManager:
+        """In which the model computes as in a step, to be evaluated; nothing of it stays on the model."""
 
     def observed(self) -> dict[str, float]:
         """What the last step did beside its loss (a loss scale, say), for the run's traces."""
@@ -111,6 +115,10 @@ class FirstOrder:
         self._update(loss)
         ledger.measured = measure(self._model, self._optimizer, saved["activations"])
         return loss.detach()
+
+    def computing(self) -> AbstractContextManager:
+        """Nothing to set up."""
+        return nullcontext()
 
     def observed(self) -> dict[str, float]:
         """Nothing beside the loss."""

@@ -153,11 +153,13 @@ def train(
     _steps(model, task, method, run, _Saved(Path(resume) if resume else None, config), progress)
     if run.stopped and on_nan == "raise":
         raise LabError(run.stopped, "Lower the learning rate, or compute in a wider dtype.")
-    run.evaluations.append({"step": len(run.losses), **evaluate(model.eval(), task)})
-    return _located(run)
+    return _evaluated(model, task, method, run)
 
 
-def _located(run: Run) -> Run:
+def _evaluated(model, task: Task, method: Method, run: Run) -> Run:
+    """The run with its evaluation, in the format that the method computes in, and where it was made."""
+    with method.computing():
+        run.evaluations.append({"step": len(run.losses), **evaluate(model.eval(), task)})
     machine = Machine.here()
     run.machine, run.versions = str(machine), dict(machine.versions)
     return run

@@ -82,11 +82,10 @@ def _methods(scale: Scale) -> dict[str, Any]:
 def _library(options: dict[str, Any]) -> Any:
     import logging
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before the import, which already warns
     import bitsandbytes
 
     from labkit.numerics.quantize import Adam8bitFineTuning
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     class Library(Adam8bitFineTuning):
         """The same training with bitsandbytes' optimizer."""

@@ -146,9 +146,9 @@ def library_recipes() -> dict[str, Callable]:
 
     if importlib.util.find_spec("bitsandbytes") is None:
         return {}
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before the import, which already warns
     import bitsandbytes
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     four = partial(_library_4bit, bitsandbytes.nn)
     return {
         "bitsandbytes.int8": partial(_library_8bit, bitsandbytes.nn),

@@ -139,7 +139,7 @@ def _depth_row(runs: list[DepthRun]) -> dict[str, Any]:
         "warmup_steps": first.warmup,
         "loss_start": _mean(r.start for r in runs),
         "loss": _mean(r.loss for r in runs),
-        "loss_std": _rounded(statistics.stdev(r.loss for r in runs)),
+        "loss_std": _std([r.loss for r in runs]),
         "unigram_loss": _rounded(unigram_loss()),
         **{outcome: sum(r.outcome == outcome for r in runs) for outcome in OUTCOMES},
         "stopped_at": min(stops) if stops else None,
@@ -164,6 +164,11 @@ def _depth_row(runs: list[DepthRun]) -> dict[str, Any]:
 
 def _mean(values) -> float | None:
     return _rounded(statistics.fmean(values))
+
+
+def _std(values: list[float]) -> float | None:
+    """None where a run has diverged: `statistics.stdev` fails on what is not a number."""
+    return _rounded(statistics.stdev(values)) if all(map(math.isfinite, values)) else None
 
 
 def _rounded(value: float | None) -> float | None:

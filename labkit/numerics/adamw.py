@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.errors import LabError
+from labkit.errors import UnknownNameError
 from labkit.numerics.rounding import round_stochastic
 
 ROUNDING = ("nearest", "stochastic")
@@ -37,7 +37,7 @@ class StoredAdamW(torch.optim.Optimizer):
         rounding: of the new weights: "nearest", or "stochastic" with `seed`.
 
     Raises:
-        LabError: for an unknown rounding.
+        UnknownNameError: for an unknown rounding.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StoredAdamW(torch.optim.Optimizer):
         seed: int = 0,
     ):
         if rounding not in ROUNDING:
-            raise LabError(f"There is no rounding {rounding!r}.", f"Choose one of {', '.join(ROUNDING)}.")
+            raise UnknownNameError.among("rounding", rounding, ROUNDING)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.states, self.rounding, self.seed = states, rounding, seed
 

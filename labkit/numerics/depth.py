@@ -121,6 +121,8 @@ class DepthRun:
     Attributes:
         losses: of every step, in nats; `start` is the first one.
         gradients_first, gradients_last: gradient norm of each layer at the first and the last step.
+        spread: share of the residual stream that differs between places, at the input and after each layer, at the end
+            (`DecoderStack.stream_spreads`).
         update: root mean square by which the first step changes the last hidden state (itself of size about 1), on the
             batch that it was made on.
         step_ms: median time of a step of all runs of the group together.
@@ -133,6 +135,7 @@ class DepthRun:
     losses: list[float] = field(default_factory=list)
     gradients_first: list[float] = field(default_factory=list)
     gradients_last: list[float] = field(default_factory=list)
+    spread: list[float] = field(default_factory=list)
     update: float = float("nan")
     step_ms: float = float("nan")
 
@@ -187,7 +190,6 @@ def train_stack(
         tokens.copy_(batches(seeds, step, batch, config.seq_len).repeat(len(runs) // len(seeds), 1, 1))
         before = _hidden(stack, tokens) if step == 0 else None
         started = time.perf_counter()
-        optimizer.advance()
         now, gradients = step_once()
         history.append(now.tolist())
         seconds.append(time.perf_counter() - started)
@@ -195,8 +197,9 @@ def train_stack(
             _note(runs, "update", (_hidden(stack, tokens) - before).square().mean((1, 2)).sqrt().tolist())
             _note(runs, "gradients_first", gradients.T.tolist())
     _note(runs, "gradients_last", gradients.T.tolist())
-    for run, losses in zip(runs, zip(*history, strict=True), strict=True):
-        run.losses, run.step_ms = list(losses), 1000 * statistics.median(seconds)
+    _note(runs, "spread", stack.stream_spreads(tokens[:, :, :-1]).T.tolist())
+    _note(runs, "losses", [list(losses) for losses in zip(*history, strict=True)])
+    _note(runs, "step_ms", [1000 * statistics.median(seconds)] * len(runs))
     return runs
 
 
@@ -232,6 +235,7 @@ class _Step:
         return losses.detach(), gradients
 
     def __call__(self) -> tuple[Tensor, Tensor]:
+        self.optimizer.advance()  # outside of what is recorded
         if self.eager_calls == 0 and self.graph is None:
             self._record()
         if self.eager_calls != 0:

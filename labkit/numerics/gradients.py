@@ -1,14 +1,15 @@
 """Where gradients lie in a format's range, and how many updates rounding takes away.
 
 A value underflows in a format when it rounds to zero: at or below half of the smallest subnormal (2^-25 in fp16). It
-overflows when it rounds to infinity: at or above the largest value plus half a gap (65520 in fp16). Exact zeros, such
-as the embedding rows of words that a batch does not hold, cannot underflow; shares are of what is not zero.
+overflows when it rounds to infinity: at or above the largest value plus half a gap (65520 in fp16; fp8 E4M3 has NaN for
+it, and fp4 nothing: there values end at the largest). Exact zeros, such as the embedding rows of words that a batch
+does not hold, cannot underflow; shares are of what is not zero.
 
 Adam's second moment holds (1-β2) g², so its logarithm spans twice as many powers of two as the gradient's.
 
-An update is lost when w + Δ rounds to w, that is when |Δ| is at most half a gap of w (Goldberg 1991; lesson 01).
-Stochastic rounding (Gupta et al. 2015, arXiv:1502.02551) loses each single one as well, but by chance, and so keeps
-their sum.
+An update is lost when w + Δ, added in fp32, rounds to w: when |Δ| is at most half a gap of w (Goldberg 1991; lesson
+01). Stochastic rounding (Gupta et al. 2015, arXiv:1502.02551) loses each single one as well, but by chance, and so
+keeps their sum.
 
 The lecture (Stanford CS224N, lecture 12, 2024) names both losses and gives no figures. Micikevicius et al. 2018
 (arXiv:1710.03740, figure 3) drew the histogram for a detection network. Here both are counted on any model.
@@ -16,6 +17,7 @@ The lecture (Stanford CS224N, lecture 12, 2024) names both losses and gives no f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,12 +29,15 @@ from labkit.errors import LabError
 from labkit.numerics.rounding import round_nearest, round_stochastic
 from labkit.numerics.spec import Format
 
+MOST = 127  # fp32 has no larger power of two, and keeps the loss scale
+
 
 @dataclass(frozen=True)
 class RangeShares:
     """How values lie in a format: `values` of them are not zero, and of those the shares that
 
-    underflow to zero, become subnormal (and lose digits), or overflow to infinity; `zeros` is how many are zero anyway.
+    underflow to zero, lie below the smallest normal number (and lose digits), or overflow to infinity; `zeros` is how
+    many are zero anyway.
     """
 
     values: int
@@ -43,31 +48,44 @@ class RangeShares:
 
 
 def borders(fmt: Format | str) -> tuple[float, float, float]:
-    """The largest magnitude that becomes zero, the smallest normal one, and the smallest that becomes infinite."""
+    """The largest magnitude that becomes zero, the smallest normal one, and the smallest that leaves the range."""
     found = Format.parse(fmt)
     end = found.max + 2.0 ** (found.max_exponent - found.mantissa_bits - 1)
-    return found.smallest_subnormal / 2, found.smallest_normal, end
+    if found.max_code % 2 == 0:  # the tie goes to the largest value, whose code is even
+        end = math.nextafter(end, math.inf)
+    return found.smallest_subnormal / 2, found.smallest_normal, math.inf if found.specials == "finite" else end
+
+
+def _sizes(tensor: Tensor) -> Float[Tensor, " values"]:
+    """Magnitudes of the values that are not zero, as they are; LabError for an infinity or a NaN among them."""
+    size = tensor.detach().abs()
+    if not bool(size.isfinite().all()):
+        raise LabError("A tensor to be counted holds an infinity or a NaN.", "Count gradients of a finite loss.")
+    return size[size > 0]
+
+
+def _none() -> LabError:
+    return LabError("There are no values to count.", "Call backward first, and pass the gradients.")
 
 
 def shares(tensors: Iterable[Tensor], fmt: Format | str, scale: float = 1.0) -> RangeShares:
     """Count the values of `tensors`, times `scale`, against the range of `fmt`.
 
     Raises:
-        LabError: when there is nothing to count, or a value is already infinite or NaN.
+        LabError: when there is nothing to count, a value is already infinite or NaN, or the scale is not positive.
     """
+    if not 0 < scale < math.inf:
+        raise LabError(f"Gradients cannot be scaled by {scale}.", "Choose a positive, finite scale.")
     low, normal, end = borders(fmt)
     total = zeros = 0
     counts = torch.zeros(3, dtype=torch.int64)
     for tensor in tensors:
-        size = tensor.detach().float().abs()
-        if not bool(size.isfinite().all()):
-            raise LabError("A tensor to be counted holds an infinity or a NaN.", "Count gradients of a finite loss.")
-        here = size[size > 0].double() * scale  # in fp64 a power of two moves no value across a border
-        total, zeros = total + here.numel(), zeros + size.numel() - here.numel()
+        here = _sizes(tensor).double() * scale  # in fp64 a power of two moves no value across a border
+        total, zeros = total + here.numel(), zeros + tensor.numel() - here.numel()
         under = here <= low
         counts += torch.stack([under.sum(), ((here < normal) & ~under).sum(), (here >= end).sum()]).cpu()
     if total + zeros == 0:
-        raise LabError("There are no values to count.", "Call backward first, and pass the gradients.")
+        raise _none()
     part = (counts.double() / max(1, total)).tolist()
     return RangeShares(total, zeros, *part)
 
@@ -87,10 +105,15 @@ def layer_of(name: str) -> str:
 
 
 def by_layer(model: torch.nn.Module, fmt: Format | str, scale: float = 1.0) -> list[dict]:
-    """One row a layer: how its gradients, times `scale`, lie in `fmt` (shares as in RangeShares), and the median."""
+    """One row a layer: how its gradients, times `scale`, lie in `fmt` (shares as in RangeShares), and the median.
+
+    Raises LabError where the model holds no gradients.
+    """
     grouped: dict[str, list[Tensor]] = {}
     for name, gradient in gradients(model).items():
         grouped.setdefault(layer_of(name), []).append(gradient)
+    if not grouped:
+        raise _none()
     rows = []
     for layer, tensors in grouped.items():
         found = shares(tensors, fmt, scale)
@@ -105,9 +128,14 @@ def _median(tensors: list[Tensor]) -> float:
 
 
 def magnitudes(tensors: Iterable[Tensor], limit: int = 400_000, seed: int = 0) -> Float[Tensor, " values"]:
-    """Magnitudes of the values that are not zero: all, or a sample of `limit`; the largest is always among them."""
-    sizes = torch.cat([t.detach().float().abs().flatten() for t in tensors])
-    sizes = sizes[sizes > 0].cpu()
+    """Magnitudes of the values that are not zero: all, or a sample of `limit`; the largest is always among them.
+
+    Raises LabError for an infinity or a NaN, and where every value is zero.
+    """
+    found = [_sizes(t).to(torch.promote_types(t.dtype, torch.float32)).cpu() for t in tensors]
+    sizes = torch.cat(found) if found else torch.empty(0)
+    if not sizes.numel():
+        raise _none()
     if sizes.numel() <= limit:
         return sizes
     picked = torch.randint(sizes.numel(), (limit - 1,), generator=torch.Generator().manual_seed(seed))
@@ -115,8 +143,9 @@ def magnitudes(tensors: Iterable[Tensor], limit: int = 400_000, seed: int = 0) -
 
 
 def histogram(sizes: Float[Tensor, " values"]) -> dict[int, float]:
-    """Share of the values in each power of two: key k counts 2^k to 2^(k+1)."""
-    exponents = torch.frexp(sizes.double()).exponent - 1
+    """Share of the values that are not zero in each power of two: key k counts 2^k up to, and without, 2^(k+1)."""
+    sizes = magnitudes([sizes], limit=sizes.numel())
+    exponents = torch.frexp(sizes).exponent - 1
     found, counts = exponents.unique(return_counts=True)
     return {int(k): int(n) / sizes.numel() for k, n in zip(found, counts, strict=True)}
 
@@ -124,15 +153,16 @@ def histogram(sizes: Float[Tensor, " values"]) -> dict[int, float]:
 def window(sizes: Float[Tensor, " values"], fmt: Format | str, lose: float = 1e-3) -> tuple[int, int]:
     """The loss scales 2^low … 2^high with which at most a share `lose` underflows and nothing overflows.
 
-    low is greater than high where there is no such scale.
+    low is greater than high where there is no such scale. Raises LabError as `magnitudes` does.
     """
     under, _, end = borders(fmt)
-    sizes = sizes.double()
+    sizes = magnitudes([sizes], limit=sizes.numel())
     smallest = sizes.sort().values[min(sizes.numel() - 1, int(lose * sizes.numel()))]
-    # Of the form 2^k · smallest > under, and 2^k · largest < end.
-    low = int(torch.floor(torch.log2(under / smallest))) + 1
-    high = int(torch.ceil(torch.log2(end / sizes.max()))) - 1
-    return low, high
+    # Exactly, from mantissas and exponents: a logarithm would be rounded, at a border to the wrong side.
+    (mantissa, exponent), (border, place) = math.frexp(float(smallest)), math.frexp(under)
+    low = place - exponent + (0 if mantissa > border else 1)
+    (mantissa, exponent), (border, place) = math.frexp(float(sizes.max())), math.frexp(end)
+    return low, MOST if math.isinf(end) else place - exponent - (0 if mantissa < border else 1)
 
 
 def second_moments(tensors: Iterable[Tensor], beta2: float = 0.999) -> list[Tensor]:
@@ -174,10 +204,16 @@ def lost_updates(
         fmt: fp32, tf32, bf16 or fp16.
         shrink: multiplies the updates, as a falling learning rate does.
         generator: round with dice from it instead of to nearest.
+
+    Raises:
+        LabError: when no update is different from zero, or a weight or an update is not finite in `fmt`.
     """
     lost = total = 0
     for weight, update in pairs:
         stored, moving = round_nearest(weight, fmt), update * shrink
+        if not bool((stored.isfinite() & moving.isfinite()).all()):
+            cause = f"A weight or an update is infinite or NaN in {fmt}."
+            raise LabError(cause, "Count on a model whose loss is finite, or in a wider format.")
         target = stored + moving
         new = round_nearest(target, fmt) if generator is None else round_stochastic(target, fmt, generator)
         asked = moving != 0

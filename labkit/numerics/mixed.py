@@ -19,6 +19,8 @@ activations and time. Where there is no kernel `labkit.numerics.products` comput
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +28,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labkit.errors import UnknownNameError
+from labkit.errors import LabError, UnknownNameError
 from labkit.ledger import Ledger, measure, saved_for_backward
 from labkit.methods import FirstOrder
-from labkit.numerics.adamw import StoredAdamW
+from labkit.numerics.adamw import ROUNDING, StoredAdamW
 from labkit.numerics.products import EMULATED, how, products_in
 from labkit.numerics.scaling import DynamicScaler, StaticScaler
 from labkit.tasks import Batch, Task
 
 _SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_SCALING = ("none", "static", "dynamic")
 
 
 @dataclass
@@ -51,6 +54,10 @@ class MixedPrecision(FirstOrder):
         loss_scale: where scaling starts (and stays, if static).
         growth_interval: good steps after which a dynamic scale doubles.
         rounding: of updated 16-bit weights, "nearest" or "stochastic".
+
+    Raises:
+        UnknownNameError: for a dtype, a scaling or a rounding that is not there.
+        LabError: for tf32 with 16-bit weights or products.
     """
 
     weights: str = "float32"
@@ -64,6 +71,17 @@ class MixedPrecision(FirstOrder):
     rounding: str = "nearest"
     name: str = "mixed"
 
+    def __post_init__(self) -> None:
+        for kind, given in (("weights", self.weights), ("products", self.compute_dtype), ("moments", self.moments)):
+            if given not in _SHORT and (kind, given) != ("moments", ""):
+                raise UnknownNameError.among(f"dtype of {kind}", given, _SHORT)
+        if self.scaling not in _SCALING:
+            raise UnknownNameError.among("scaling", self.scaling, _SCALING)
+        if self.rounding not in ROUNDING:
+            raise UnknownNameError.among("rounding", self.rounding, ROUNDING)
+        if self.tf32 and {self.weights, self.compute_dtype} != {"float32"}:
+            raise LabError("tf32 is a way to multiply fp32 tensors.", "Leave weights and compute_dtype at float32.")
+
     @property
     def fmt(self) -> str:
         """The format of the matrix products: fp32, tf32, fp16 or bf16."""
@@ -75,21 +93,19 @@ class MixedPrecision(FirstOrder):
         model.requires_grad_(True)
         whole = [p.detach().float().clone() for p in model.parameters()] if self.master else []
         self._masters = [torch.nn.Parameter(p) for p in whole]
-        model.to(getattr(torch, self.weights))
+        model.zero_grad(set_to_none=True)
+        # Not model.to: that would round the rotary embedding's frequencies as well, which loading in 16 bits does not.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, self.weights))
         self.device = next(model.parameters()).device.type
         self.kernels = _said(self.fmt, how(self.fmt, self.device), self.device)
-        _compute_forward(model, self.fmt, self.device)
         self.scaler = self._scaler()
+        self._seen: dict[str, float] = {}
 
     def _scaler(self) -> StaticScaler | None:
-        makers = {
-            "none": lambda: None,
-            "static": lambda: StaticScaler(self.loss_scale),
-            "dynamic": lambda: DynamicScaler(self.loss_scale, growth_interval=self.growth_interval),
-        }
-        if self.scaling not in makers:
-            raise UnknownNameError.among("scaling", self.scaling, makers)
-        return makers[self.scaling]()
+        if self.scaling == "dynamic":
+            return DynamicScaler(self.loss_scale, growth_interval=self.growth_interval)
+        return StaticScaler(self.loss_scale) if self.scaling == "static" else None
 
     def build_optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """torch's fused AdamW on what is updated, or one with moments in a format of their own."""
@@ -100,30 +116,32 @@ class MixedPrecision(FirstOrder):
         options: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         return StoredAdamW(self._updated, states=states, rounding=self.rounding, **options)
 
-    def _loss(self, batch: Batch) -> Tensor:
-        # Autocast where the products' format is not the weights' own.
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Products in the method's format, under autocast where that is not the weights' own."""
         dtype = getattr(torch, self.compute_dtype)
-        cast = dtype not in (torch.float32, next(iter(self._trained)).dtype)
-        with torch.autocast(self.device, dtype if cast else None, enabled=cast):
+        cast = self.compute_dtype not in ("float32", self.weights)
+        with products_in(self.fmt, self.device), torch.autocast(self.device, dtype if cast else None, enabled=cast):
+            yield
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with self.computing():
             return self._task.loss(self._model, batch)
 
     def _update(self, loss: Tensor) -> None:
         """Backward, gradients to fp32, unscale, clip, update, round; no update where a scaled gradient overflowed."""
-        (self.scaler.scale_loss(loss) if self.scaler else loss).backward()
+        with products_in(self.fmt, self.device):
+            (self.scaler.scale_loss(loss) if self.scaler else loss).backward()
         self._gradients_to_masters()
         if self.scaler:
             self.scaler.unscale_(self._updated)
         torch.nn.utils.clip_grad_norm_(self._updated, self.max_grad_norm)
-        self._observe()
         if self.scaler:
             self.scaler.step(self._advance)
+            self._seen = self.scaler.observed()  # before the scaler moves on: the scale that this step used
             self.scaler.update()
         else:
             self._advance()
-
-    def _observe(self) -> None:
-        # Taken before the scaler moves on: the scale that this step used.
-        self._seen = self.scaler.observed() if self.scaler else {}
 
     def _advance(self) -> None:
         """The part that a skipped step leaves out: weights, moments and the learning rate's schedule stay."""
@@ -143,16 +161,16 @@ class MixedPrecision(FirstOrder):
 
     def step(self, batch: Batch) -> Float[Tensor, ""]:
         """Forward, backward and, unless a gradient overflowed, update."""
-        with products_in(self.fmt, self.device):
-            return super().step(batch)
+        self._model.zero_grad(set_to_none=True)  # with master weights the optimizer does not know these
+        return super().step(batch)
 
     def measured_step(self, batch: Batch, ledger: Ledger) -> Float[Tensor, ""]:
         """The same step with the bytes counted; the gradients are those that the optimizer reads."""
+        self._model.zero_grad(set_to_none=True)
         self._optimizer.zero_grad(set_to_none=True)
-        with products_in(self.fmt, self.device):
-            with saved_for_backward(self._model) as saved:
-                loss = self._loss(batch)
-            self._update(loss)
+        with saved_for_backward(self._model) as saved:
+            loss = self._loss(batch)
+        self._update(loss)
         ledger.measured = measure(self._model, self._optimizer, saved["activations"], self._masters)
         if self._masters:
             held = [p.grad for p in self._masters if p.grad is not None]
@@ -196,19 +214,6 @@ def _said(fmt: str, chosen: str, device: str) -> str:
     if chosen == EMULATED:
         return f"{fmt} products emulated: this {where} has no {fmt} kernel, so {fmt} inputs are multiplied in fp32"
     return f"{fmt} products by a kernel of this {where}"
-
-
-def _compute_forward(model: torch.nn.Module, fmt: str, device: str) -> None:
-    """Let `model` compute in `fmt` outside of the method's steps as well: when it is evaluated."""
-    plain = type(model).forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():  # a step brings its own context, which lasts until its backward is done
-            return plain(model, *args, **kwargs)
-        with products_in(fmt, device):
-            return plain(model, *args, **kwargs)
-
-    model.forward = forward  # type: ignore[method-assign]
 
 
 FP16: dict[str, Any] = {"weights": "float16", "compute_dtype": "float16"}

@@ -64,14 +64,23 @@ def round_stochastic(
     x = x.float()
     if found.name == "fp32":
         return x
-    # The gap at x: its power of two over 2^m, and the smallest subnormal below the normal numbers.
+    # The gap at x is 2^(exponent - m), and the smallest subnormal below the normal numbers.
     exponent = (torch.frexp(x).exponent - 1).clamp(min=found.min_exponent)
-    ones = torch.ones_like(x)
-    # Two factors, since 2^-133 and its like are subnormal in fp32 and some devices flush those to zero.
-    quanta = torch.ldexp(torch.ldexp(x, -exponent), ones * found.mantissa_bits)
+    quanta = _shifted(x, found.mantissa_bits - exponent)
     down = quanta.floor()
     draws = torch.rand(x.shape, generator=generator, device=x.device)
     # Comparing with the fraction instead of adding noise: an addition would round in its turn (lesson 01).
-    moved = torch.ldexp(torch.ldexp(down + (draws < quanta - down), -ones * found.mantissa_bits), exponent)
-    moved = torch.where(moved.abs() > found.max, torch.copysign(torch.full_like(x, torch.inf), x), moved)
-    return torch.where(x.isfinite(), moved, x)
+    moved = _shifted(down + (draws < quanta - down), exponent - found.mantissa_bits)
+    moved = torch.where(moved.abs() > found.max, torch.inf, moved)
+    return torch.where(x.isfinite(), torch.copysign(moved, x), x)
+
+
+def _shifted(x: Tensor, places: Tensor) -> Tensor:
+    """x · 2^places, exact wherever the result is a number of fp32; |places| up to 250.
+
+    Two factors, since 2^133 is none and 2^-133 is subnormal, which some devices flush to zero. They are made of bits,
+    since torch.ldexp asks pow, which a GPU may round.
+    """
+    half = places >> 1
+    first, second = (((k + 127) << 23).view(torch.float32) for k in (half, places - half))
+    return x * first * second

@@ -14,6 +14,7 @@ The lecture (Stanford CS224N, lecture 12, 2024) gives the recipe with "a large v
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +29,12 @@ from labkit.errors import LabError
 
 def nonfinite(gradients: Sequence[Tensor]) -> bool:
     """Whether any value of any gradient is an infinity or a NaN. The device is asked once, for all of them."""
-    if not gradients:
-        return False
     # The largest magnitude of a tensor is finite if all of its values are, and takes no memory of the tensor's size.
-    largest = [torch.linalg.vector_norm(g.detach(), math.inf).float() for g in gradients if g.numel()]
-    return bool(largest) and not bool(torch.stack(largest).isfinite().all())
+    largest = [torch.linalg.vector_norm(g.detach(), math.inf) for g in gradients if g.numel()]
+    if not largest:
+        return False
+    wide = functools.reduce(torch.promote_types, {size.dtype for size in largest})
+    return not bool(torch.stack([size.to(wide) for size in largest]).isfinite().all())
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -44,7 +46,7 @@ class StaticScaler:
     """A loss scale that stays. A step with overflowed gradients is skipped all the same.
 
     Attributes:
-        scale: the factor S, positive and finite.
+        scale: the factor S, positive and finite in fp32, which holds it.
         found_inf: whether the last gradients that were unscaled held an infinity or a NaN.
         skipped: how many steps were thrown away.
         made: how many were not.
@@ -56,24 +58,29 @@ class StaticScaler:
     made: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if not (0 < self.scale < math.inf):
-            raise LabError(f"A loss cannot be scaled by {self.scale}.", "Choose a positive, finite scale.")
+        held = _fp32(self.scale)
+        if not (0 < held < math.inf):
+            raise LabError(f"A loss cannot be scaled by {self.scale}.", "Choose a scale that fp32 holds above zero.")
+        self.scale = held
 
     def scale_loss(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The loss times S, to call backward on."""
-        return loss * self.scale
+        """The loss times S, to call backward on. A 16-bit loss becomes fp32 first, where S times it has room."""
+        return loss.to(torch.promote_types(loss.dtype, torch.float32)) * self.scale
 
     def unscale_(self, parameters: Iterable[Tensor]) -> bool:
         """Divide the parameters' gradients by S in place; return whether they had overflowed.
 
         Call it once a step, before gradients are clipped. In fp16 the quotient is rounded to fp16 again, and what
-        scaling saved is lost: hand over fp32 gradients.
+        scaling saved is lost: hand over fp32 gradients. GradScaler refuses fp16 gradients for that reason. It also
+        refuses a step in which no parameter has a gradient; here nothing is found, and the step counts as good.
         """
         gradients = _gradients(parameters)
         self.found_inf = nonfinite(gradients)
-        inverse = 1.0 / self.scale if self.scale else math.inf
+        # Below 2^-128 the reciprocal is infinite in fp32: a scale that fell so far ruins weights, as GradScaler's does.
+        inverse = _fp32(1.0 / self.scale) if self.scale else math.inf
         if gradients:
-            torch._foreach_mul_(gradients, inverse)
+            # As a tensor: a Python number would be rounded to the gradients' format first, in fp16 1/2^25 to zero.
+            torch._foreach_mul_(gradients, torch.tensor(inverse, dtype=torch.float32))
         return self.found_inf
 
     def step(self, update: Callable[[], Any]) -> bool:
@@ -134,7 +141,7 @@ class DynamicScaler(StaticScaler):
         self.growth_tracker += 1
         if self.growth_tracker == self.growth_interval:
             grown = _fp32(self.scale * self.growth_factor)
-            # An infinite scale would never come back: half of it is infinite too.
+            # As GradScaler: an infinite scale would never come back, since half of it is infinite too.
             self.scale = grown if math.isfinite(grown) else self.scale
             self.growth_tracker = 0
 
@@ -200,15 +207,24 @@ def library_trace(overflows: Iterable[bool], **options: Any) -> list[dict[str, f
     scaler = torch.amp.GradScaler("cpu", **options)
     weight = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    rows, skipped = [], 0
+    made: list[int] = []  # a weight may be too large for a step of 1/S to show
+    optimizer.register_step_post_hook(lambda *_: made.append(1))
+    rows: list[dict[str, float]] = []
     for overflow in overflows:
-        before, moved = scaler.get_scale(), weight.detach().clone()
+        before, stepped = scaler.get_scale(), len(made)
         scaler.scale(torch.zeros(()))  # creates its tensors on the first call
         weight.grad = torch.tensor([1.0, math.inf if overflow else 1.0])
+        scaler.unscale_(optimizer)
+        found = scaler._found_inf_per_device(optimizer).values()
         scaler.step(optimizer)
         scaler.update()
-        stepped = not torch.equal(moved, weight)
-        skipped += not stepped
-        row = {"scale": before, "found_inf": float(overflow), "stepped": float(stepped), "skipped": float(skipped)}
-        rows.append({**row, "next_scale": scaler.get_scale()})
+        rows.append(
+            {
+                "scale": before,
+                "found_inf": float(any(bool(f) for f in found)),
+                "stepped": float(len(made) - stepped),
+                "skipped": float(len(rows) + 1 - len(made)),
+                "next_scale": scaler.get_scale(),
+            }
+        )
     return rows

@@ -87,6 +87,18 @@ class DecoderStack(nn.Module):
         """Root mean square of the residual stream at the input and after each layer, over all runs."""
         return [x.square().mean().sqrt().item() for x in self._streams(tokens)]
 
+    @torch.no_grad()
+    def stream_spreads(self, tokens: Int[Tensor, "runs batch seq"]) -> Float[Tensor, "layers_plus_1 runs"]:
+        """Share (0...1) of the residual stream that differs between places, at the input and after each layer.
+
+        At 0 all places hold one and the same vector, and what comes after cannot depend on the input.
+        """
+        shares = []
+        for x in self._streams(tokens):
+            apart = x - x.mean(1, keepdim=True)
+            shares.append(apart.square().mean((1, 2)) / x.square().mean((1, 2)))
+        return torch.stack(shares)
+
     def _streams(self, tokens: Tensor) -> Iterator[Tensor]:
         """The residual stream [runs, places, width] at the input and after each layer."""
         runs, batch, seq = tokens.shape

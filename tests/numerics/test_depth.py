@@ -48,6 +48,7 @@ def test_a_run_in_company_equals_a_run_alone():
     assert same.gradients_first == pytest.approx(alone.gradients_first, rel=1e-4)
     assert same.gradients_last == pytest.approx(alone.gradients_last, rel=1e-2)
     assert same.update == pytest.approx(alone.update, rel=1e-3)
+    assert same.spread == pytest.approx(alone.spread, rel=1e-3) and len(same.spread) == 4
 
 
 def test_warm_up_makes_the_first_update_smaller():

@@ -112,6 +112,20 @@ def test_a_pre_ln_stream_grows_and_a_normalized_one_does_not():
     assert kept[1:] == pytest.approx([1.0] * 16, rel=1e-3)
 
 
+def test_spread_is_the_share_that_differs_between_places():
+    stack = filled("post-ln", layers=2, seeds=(0, 1))
+    tokens = torch.randint(40, (2, 3, 12), generator=torch.Generator().manual_seed(0))
+    found = stack.stream_spreads(tokens)
+    x = stack.hidden(tokens)[1].detach().double()  # a Post-LN stack ends with its last stream
+    wanted = x.var(0, correction=0).sum() / x.square().mean(0).sum()
+    assert found.shape == (3, 2) and found[-1, 1].item() == pytest.approx(wanted.item(), rel=1e-5)
+    with torch.no_grad():
+        stack.token_embedding[0, 1] = stack.token_embedding[0, 1, :1]  # one vector for every token and every place
+        stack.place_embedding[0, 1] = 0
+    same = stack.stream_spreads(tokens)
+    assert same[:, 1].max() < 1e-10 and torch.equal(same[:, 0], found[:, 0])
+
+
 def filled_plain(norm):
     return DecoderStack(StackConfig(16, norm, **SMALL))
 
