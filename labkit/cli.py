@@ -121,11 +121,14 @@ def bench_command(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the table. Default: data/reference.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the rows of a measurement that was cut off.")
+    ] = False,
 ) -> None:
     """List the reference tables, or measure one again on this machine."""
     from labkit.commands.bench import bench
 
-    raise typer.Exit(bench(table, out))
+    raise typer.Exit(bench(table, out, resume))
 
 
 def _terminate(number: int, _: object) -> None:

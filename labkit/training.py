@@ -205,8 +205,10 @@ def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress:
 
 def _one(method: Method, run: Run, batch: Batch, step: int) -> None:
     started = time.perf_counter()
-    # The second step is the first whose optimizer states exist from its beginning.
-    measured = step == min(1, run.config["steps"] - 1)
+    # The second step is the first whose optimizer states exist from its beginning; where no update was made until
+    # then (a loss scaler skips steps), the last one has to do.
+    last = run.config["steps"] - 1
+    measured = step == min(1, last) or (step == last and not run.ledger.measured.get("optimizer_states"))
     loss = (method.measured_step(batch, run.ledger) if measured else method.step(batch)).item()
     run.step_seconds.append(time.perf_counter() - started)
     run.losses.append(loss)

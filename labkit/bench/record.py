@@ -3,19 +3,22 @@
 A table NAME is the module `labkit/bench/NAME.py` with `TITLE`, `UNITS` (column → unit), `PUBLISHED` (rows with
 a `source`) and `rows(scale)`, a list or a generator; where chance plays a part, `SEEDS` too. It is recorded in
 `data/reference/NAME.json`. While it is measured, the rows so far are kept in `NAME.partial.json` beside it, so that
-what a time limit cuts off is not lost.
+what a time limit cuts off is not lost. Where `rows` also takes the rows that are done (`rows(scale, done)`), a
+measurement goes on from there; a row that another machine adds says so in `measured_on`.
 """
 
 from __future__ import annotations
 
 import datetime
 import importlib
+import inspect
 import json
 import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from labkit import paths
 from labkit.errors import LabError, UnknownNameError
@@ -96,13 +99,20 @@ def _commit() -> str:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
-def regenerate(name: str, out: Path | None = None, report: Callable[[dict], None] | None = None) -> Path:
+def regenerate(
+    name: str, out: Path | None = None, report: Callable[[dict], None] | None = None, resume: bool = False
+) -> Path:
     """Measure a table anew on this machine and record it; return the file.
 
     Args:
         name: of the table.
         out: folder to write to (default: `data/reference`).
         report: called with each row as soon as it is measured.
+        resume: go on from the rows of a measurement that was cut off.
+
+    Raises:
+        UnknownNameError: for a name that is no table.
+        LabError: where there is nothing to go on from, or the table cannot be measured in parts.
     """
     from labkit.machine import Machine
     from labkit.scale import Scale
@@ -125,7 +135,12 @@ def regenerate(name: str, out: Path | None = None, report: Callable[[dict], None
         "published": module.PUBLISHED,
     }
     partial = _file(f"{name}.partial", out)
-    for row in module.rows(scale):
+    measure = module.rows(scale)
+    if resume:
+        before = _cut_off(name, partial, module)
+        elsewhere = {} if before["machine"] == facts["machine"] else {"measured_on": facts["machine"]}
+        facts, measure = before, ({**row, **elsewhere} for row in module.rows(scale, list(before["rows"])))
+    for row in measure:
         facts["rows"].append(row)
         write_text(partial, _text(facts))
         if report is not None:
@@ -133,6 +148,17 @@ def regenerate(name: str, out: Path | None = None, report: Callable[[dict], None
     recorded = write_text(_file(name, out), _text(facts))
     partial.unlink(missing_ok=True)
     return recorded
+
+
+def _cut_off(name: str, partial: Path, module: Any) -> dict:
+    """What a measurement that was cut off has left."""
+    if len(inspect.signature(module.rows).parameters) < 2:
+        raise LabError(f"The table {name} is measured in one go.", f"Start it again with: labkit bench {name}.")
+    try:
+        return dict(json.loads(partial.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        cause = f"There is no measurement of {name} to go on from ({error})."
+        raise LabError(cause, f"Start one with: labkit bench {name}.") from error
 
 
 def _text(facts: dict) -> str:

@@ -4,7 +4,7 @@ Rows with `part` "softmax" attend with queries, keys and values of the scale's m
 so that scores grow by `score_scale` (labkit.numerics.attention_softmax). Rows with `part` "depth" train byte language
 models of width 64 (labkit.numerics.depth): means over the seeds, and counts of seeds by what became of them. All seeds,
 learning rates and warm-ups of a depth and a norm are trained at once, and `step_ms` and `peak_allocated_mib` belong to
-that whole group of `group` stacks.
+that whole group of `group` stacks. A CPU, which takes some twenty times as long, trains deep stacks at one rate.
 """
 
 from __future__ import annotations
@@ -62,13 +62,17 @@ PLANS: dict[str, tuple[Sequence[int], int, Sequence[int]]] = {
 }
 
 
-def rows(scale: Scale) -> Iterator[dict]:
-    """Softmax rows first (seconds), then one row for each depth, norm, learning rate and warm-up."""
-    yield from softmax_rows(scale)
+def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
+    """Softmax rows first (seconds), then one row for each depth, norm, learning rate and warm-up; not those `done`."""
+    if not any(row["part"] == "softmax" for row in done):
+        yield from softmax_rows(scale)
+    finished = {(row["layers"], row["norm"]) for row in done if row["part"] == "depth"}
     depths, steps, warmups = PLANS[scale.name]
+    rates = RATES[1:2] if scale.device == "cpu" and scale.name != "tiny" else RATES
     for layers in depths:
         for norm in (*NORMS, "deepnorm-glm") if layers in GLM_LAYERS else NORMS:
-            yield from depth_rows(layers, norm, steps, warmups, scale.device)
+            if (layers, norm) not in finished:
+                yield from depth_rows(layers, norm, steps, warmups, scale.device, rates)
 
 
 def softmax_rows(scale: Scale) -> Iterator[dict]:
@@ -105,7 +109,9 @@ def softmax_rows(scale: Scale) -> Iterator[dict]:
             }
 
 
-def depth_rows(layers: int, norm: str, steps: int, warmups: Sequence[int], device: str) -> Iterator[dict]:
+def depth_rows(
+    layers: int, norm: str, steps: int, warmups: Sequence[int], device: str, rates: Sequence[float] = RATES
+) -> Iterator[dict]:
     """Train one group and give one row for each of its learning rates and warm-ups."""
     import torch
 
@@ -116,9 +122,9 @@ def depth_rows(layers: int, norm: str, steps: int, warmups: Sequence[int], devic
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     config = StackConfig(layers, norm)
-    runs = train_stack(config, SEEDS, RATES, steps=steps, warmups=warmups, device=device)
+    runs = train_stack(config, SEEDS, rates, steps=steps, warmups=warmups, device=device)
     peak = torch.cuda.max_memory_allocated() / 2**20 if device != "cpu" else None
-    for rate in RATES:
+    for rate in rates:
         for warmup in warmups:
             chosen = [r for r in runs if (r.learning_rate, r.warmup) == (rate, warmup)]
             yield {**_depth_row(chosen), "steps": steps, "group": len(runs), "peak_allocated_mib": _rounded(peak)}

@@ -36,8 +36,8 @@ def _title(source: str) -> str | None:
     return None
 
 
-def bench(name: str | None, out: Path | None) -> int:
-    """Measure table `name` again, or list the tables without one. Raises UnknownNameError."""
+def bench(name: str | None, out: Path | None, resume: bool = False) -> int:
+    """Measure table `name` again, or list the tables without one. Raises LabError as `regenerate` does."""
     known = tables()
     terminal = console()
     if name is None:
@@ -52,6 +52,6 @@ def bench(name: str | None, out: Path | None) -> int:
     def report(row: dict) -> None:
         terminal.print(escape(", ".join(f"{k} {v}" for k, v in row.items() if v is not None)), soft_wrap=True)
 
-    path = regenerate(name, out=out, report=report)
+    path = regenerate(name, out=out, report=report, resume=resume)
     terminal.print(f"[green]✓[/] {name}: {path}", soft_wrap=True)
     return 0

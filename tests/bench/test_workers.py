@@ -1,4 +1,4 @@
-"""Runs side by side: every result, in the order of the cases; processes on a GPU, none on a CPU; errors come through."""
+"""Runs side by side: every result, in the order of the cases, in processes on a GPU only; errors come through."""
 
 from __future__ import annotations
 

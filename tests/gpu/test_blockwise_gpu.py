@@ -48,10 +48,21 @@ def test_equal_to_bitsandbytes_but_for_its_reciprocal_at_the_thresholds(dtype, b
         if book == "fp4":  # codes 0 and 8 are zero and minus zero
             mine, other = mine.where(mine != 8, 0), other.where(other != 8, 0)
         differ = mine != other
-        assert differ.float().mean() < 1e-5
+        # A bf16 value over a bf16 maximum is often a simple fraction, and so are FP4's thresholds.
+        assert differ.float().mean() < (1e-5 if dtype == torch.float32 else 2e-3)
+        assert _from_threshold(x, ours.book)[differ].max() < 2**-21
         # Read back from the same codes, the values are the same bits.
         same = blockwise.Quantized(theirs.flatten(), *_scales(state, ours), ours.book, 64, x.shape, dtype)
         assert torch.equal(same.dequantize(), peer.dequantize_4bit(theirs, state).flatten())
+
+
+def _from_threshold(x, book):
+    """How far each value, over the largest magnitude of its block of 64, lies from the nearest threshold."""
+    blocks = x.double().view(-1, 64)
+    scaled = (blocks / blocks.abs().amax(1, keepdim=True)).flatten()
+    thresholds = book.tables(x.device)[1].double()
+    upper = torch.bucketize(scaled, thresholds).clamp(1, len(thresholds) - 1)
+    return torch.minimum((scaled - thresholds[upper - 1]).abs(), (thresholds[upper] - scaled).abs())
 
 
 def _scales(state, ours):

@@ -226,6 +226,13 @@ def test_predicted_bytes_equal_the_counted_storages(name):
     assert set(run.ledger.predicted) == {"weights", "master_weights", "gradients", "optimizer_states"}
 
 
+def test_states_are_counted_although_the_first_steps_were_skipped():
+    method = mixed.method("fp16-recipe", learning_rate=RATE, loss_scale=2.0**30)
+    run = train(micro_llama(), TASK, method, **{**SETTINGS, "steps": 40})
+    assert run.traces["found_inf"][:2] == [1, 1], "the second step must be one of those without an update"
+    assert run.ledger.residual("optimizer_states") == 0
+
+
 BYTES = {
     "fp32": (4, 0, 4, 8), "tf32": (4, 0, 4, 8), "fp16": (2, 0, 2, 4), "fp16+scaler": (2, 0, 2, 4),
     "fp16+master": (2, 4, 4, 8), "fp16-recipe": (2, 4, 4, 8), "fp16-autocast": (4, 0, 4, 8),
