@@ -48,3 +48,21 @@ def micro_llama(seed: int = 0) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(shape)
+
+
+class Small(torch.nn.Module):
+    """Named as a language model names its parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = torch.nn.Embedding(6, 3)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(3, 3) for _ in range(2)])
+        self.norm = torch.nn.LayerNorm(3)
+        self.lm_head = torch.nn.Linear(3, 6, bias=False)
+        self.unused = torch.nn.Linear(2, 2)
+
+    def forward(self, ids):
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.lm_head(self.norm(x))

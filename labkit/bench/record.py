@@ -18,11 +18,14 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit import paths
 from labkit.errors import LabError, UnknownNameError
 from labkit.files import write_text
+
+if TYPE_CHECKING:
+    from labkit.scale import Scale
 
 
 @dataclass(frozen=True)
@@ -114,27 +117,13 @@ def regenerate(
         UnknownNameError: for a name that is no table.
         LabError: where there is nothing to go on from, or the table cannot be measured in parts.
     """
-    from labkit.machine import Machine
     from labkit.scale import Scale
 
     if name not in names():
         raise UnknownNameError.among("table", name, names())
     module = importlib.import_module(f"labkit.bench.{name.replace('-', '_')}")
-    machine, scale = Machine.here(), Scale.here()
-    facts: dict = {
-        "table": name,
-        "title": module.TITLE,
-        "command": f"LABKIT_SCALE={scale.name} labkit bench {name}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "machine": str(machine),
-        "versions": dict(machine.versions),
-        "seeds": list(getattr(module, "SEEDS", ())),
-        "units": module.UNITS,
-        "rows": [],
-        "published": module.PUBLISHED,
-    }
-    partial = _file(f"{name}.partial", out)
+    scale, partial = Scale.here(), _file(f"{name}.partial", out)
+    facts = _head(name, module, scale)
     measure = module.rows(scale)
     if resume:
         before = _cut_off(name, partial, module)
@@ -148,6 +137,26 @@ def regenerate(
     recorded = write_text(_file(name, out), _text(facts))
     partial.unlink(missing_ok=True)
     return recorded
+
+
+def _head(name: str, module: Any, scale: Scale) -> dict:
+    """A table without rows."""
+    from labkit.machine import Machine
+
+    machine = Machine.here()
+    return {
+        "table": name,
+        "title": module.TITLE,
+        "command": f"LABKIT_SCALE={scale.name} labkit bench {name}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": str(machine),
+        "versions": dict(machine.versions),
+        "seeds": list(getattr(module, "SEEDS", ())),
+        "units": module.UNITS,
+        "rows": [],
+        "published": module.PUBLISHED,
+    }
 
 
 def _cut_off(name: str, partial: Path, module: Any) -> dict:
