@@ -55,10 +55,13 @@ def block_facts(weights: Tensor, book: str, block_size: int, block: int) -> dict
 
 
 def block_figure(weights: Tensor, book: str = "nf4", block_size: int = 64, block: int = 0) -> tuple[Figure, str]:
-    """The block's histogram with the book's numbers (lines) and thresholds (dots below); and its alternative text."""
+    """The block's histogram with the book's numbers (lines) and thresholds (marks below); and its alternative text."""
+    return _drawn(block_facts(weights, book, block_size, block), book, block_size)
+
+
+def _drawn(facts: dict[str, Any], book: str, block_size: int) -> tuple[Figure, str]:
     import matplotlib.pyplot as plt
 
-    facts = block_facts(weights, book, block_size, block)
     numbers = codebook(book).values.unique()
     thresholds = (numbers[:-1] + numbers[1:]) / 2
     fig, axis = plt.subplots(figsize=(7.4, 3.4))
@@ -68,14 +71,16 @@ def block_figure(weights: Tensor, book: str = "nf4", block_size: int = 64, block
     axis.vlines(numbers.numpy(), 0, top, color=colour, linewidth=1.4 if len(numbers) < 20 else 0.4)
     if len(numbers) < 20:
         axis.plot(thresholds.numpy(), [-0.03 * top] * len(thresholds), "^", color=PALETTE["black"], ms=4, clip_on=False)
-    axis.set(xlabel=f"weight over {facts['absmax']:.3g}, the largest magnitude of block {block}", ylabel="weights")
+    axis.set(
+        xlabel=f"weight over {facts['absmax']:.3g}, the largest magnitude of block {facts['block']}", ylabel="weights"
+    )
     axis.set_xlim(-1.03, 1.03)
     axis.set_title(f"{book}, blocks of {block_size}: this block errs by {100 * facts['error']:.1f} %, "
                    f"all by {100 * facts['error_all']:.1f} %")  # fmt: skip
     alt = (
-        f"Histogram of the {len(facts['values'])} weights of block {block}, scaled by {facts['absmax']:.3g}, with the "
-        f"{facts['offered']} numbers of {book} as lines; the block uses {facts['used']} of them. Error of the block "
-        f"{100 * facts['error']:.1f} percent, of all blocks {100 * facts['error_all']:.1f} percent, at "
+        f"Histogram of the {len(facts['values'])} weights of block {facts['block']}, scaled by {facts['absmax']:.3g}, "
+        f"with the {facts['offered']} numbers of {book} as lines; the block uses {facts['used']} of them. Error of the "
+        f"block {100 * facts['error']:.1f} percent, of all blocks {100 * facts['error_all']:.1f} percent, at "
         f"{facts['bits']:.2f} stored bits a weight."
     )
     return fig, alt
@@ -125,7 +130,7 @@ class BlockExplorer:
         self.message.value = (
             f"The block uses {facts['used']} of {facts['offered']} numbers; {facts['bits']:.3f} stored bits a weight."
         )
-        fig, self.words = block_figure(self.weights, *chosen)
+        fig, self.words = _drawn(facts, *chosen[:2])
         self.picture.value = figure_html(fig, self.words)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:

@@ -7,15 +7,20 @@ from typing import Any
 
 
 class Explorer:
-    """Sliders above a picture that is painted anew when one moves; the picture is also the static twin."""
+    """Sliders above a picture that is painted anew when one moves; the picture is also the static twin.
 
-    def __init__(self, sliders: Mapping[str, tuple[str, Sequence[float], float]]) -> None:
+    Args:
+        sliders: for each argument of `picture_of`: label, options and where it begins. An option is a number, or a
+            pair of what the slider shows and the value that it stands for.
+    """
+
+    def __init__(self, sliders: Mapping[str, tuple[str, Sequence[Any], Any]]) -> None:
         import ipywidgets as w
 
         self.sliders = {}
         for key, (label, options, value) in sliders.items():
             slider = w.SelectionSlider(
-                options=[(f"{o:g}", o) for o in options],
+                options=[o if isinstance(o, tuple) else (f"{o:g}", o) for o in options],
                 value=value,
                 description=label,
                 continuous_update=False,
@@ -30,7 +35,7 @@ class Explorer:
         self.words = ""
         self._paint()
 
-    def picture_of(self, **values: float) -> tuple[str, str]:
+    def picture_of(self, **values: Any) -> tuple[str, str]:
         """HTML and plain words for the values of the sliders."""
         raise NotImplementedError
 

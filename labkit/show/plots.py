@@ -70,7 +70,9 @@ def ledger_bars(ledgers: dict[str, Ledger], title: str) -> None:
     axis.set(yticks=range(len(ledgers)), yticklabels=list(ledgers), xlabel="memory (MiB)")
     axis.set_title(title)
     axis.invert_yaxis()
-    axis.legend(ncols=len(used), loc="upper left", bbox_to_anchor=(0, -0.35), fontsize="small")
+    below = -0.7 / len(ledgers)  # the same distance from the axis, however many bars stand above it
+    columns = len(used) if len(used) < 5 else 3  # more do not fit side by side
+    axis.legend(ncols=columns, loc="upper left", bbox_to_anchor=(0, below), fontsize="small")
     axis.grid(False, axis="y")
     figure(fig, f"Stacked bars of measured memory. {'; '.join(_spoken(n, g, used) for n, g in ledgers.items())}.")
 

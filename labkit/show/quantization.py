@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from labkit.numerics.quantize import CodeBook
     from labkit.run import Run
 
-# One colour and one dash for each way to store a weight, in every figure.
+# One colour and one dash for each way to store a number, in every figure.
 _STYLES: dict[str, tuple[str, Any]] = {
     "int8": ("blue", "-"),
     "int4": ("orange", "--"),
@@ -30,14 +30,24 @@ _STYLES: dict[str, tuple[str, Any]] = {
     "nf4": ("green", "-"),
     "dynamic8": ("red", ":"),
 }
+_DOUBLE = (0, (5, 1))
 
 
 def style_of(name: str) -> tuple[str, Any]:
-    """Colour and dash of a code book or a recipe, by the first word that it shares with a known one."""
+    """Colour and dash of a code book or a recipe, by the book in its name; double quantization has its own dash."""
     for known, (colour, dash) in _STYLES.items():
         if known in name:
-            return PALETTE[colour], dash
+            return PALETTE[colour], _DOUBLE if name.endswith("+dq") else dash
     return PALETTE["grey"], "-"
+
+
+def _plain_logarithm(axis: Any) -> None:
+    """Write 0.5, 1, 2, 5, 10 … at the ticks of a logarithmic axis, not powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def column_figure(maxima: Mapping[str, Tensor], threshold: float) -> Figure:
@@ -54,6 +64,7 @@ def column_figure(maxima: Mapping[str, Tensor], threshold: float) -> Figure:
         ranked = values.sort(descending=True).values.cpu().numpy()
         axis.semilogy(np.arange(len(ranked)) / len(ranked) * 100, ranked, label=name)
     axis.axhline(threshold, color=PALETTE["black"], linewidth=1)
+    _plain_logarithm(axis.yaxis)
     axis.text(100, threshold * 1.05, f"threshold {threshold:g}", ha="right", va="bottom", fontsize="small")
     name, values = max(maxima.items(), key=lambda pair: float(pair[1].max() / pair[1].median()))
     axis.set(xlabel="columns of the input, largest first (%)", ylabel="largest magnitude in the column")
@@ -73,43 +84,52 @@ def threshold_figure(curves: Mapping[str, Sequence[dict]]) -> Figure:
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.2, 4.8), sharex=True, height_ratios=(3, 2))
     for name, rows in curves.items():
         at = [row["threshold"] for row in rows]
-        top.loglog(at, [100 * row["error"] for row in rows], marker="o", label=name)
-        bottom.semilogx(at, [100 * row["columns"] for row in rows], marker="o")
+        top.loglog(at, [100 * row["error"] for row in rows], marker="o", ms=4, label=name)
+        bottom.semilogx(at, [100 * row["columns"] for row in rows], marker="o", ms=4)
     for axis in (top, bottom):
-        axis.axvline(6.0, color=PALETTE["black"], linewidth=1)
+        axis.axvline(6.0, color=PALETTE["black"], linewidth=1, linestyle="-")
+    _plain_logarithm(top.yaxis)
+    _plain_logarithm(bottom.xaxis)
     top.text(6.2, top.get_ylim()[1], "6.0", va="top", fontsize="small")
     top.set(ylabel="error of the product (%)")
-    bottom.set(xlabel="threshold: columns with a larger magnitude go in 16 bits", ylabel="16-bit columns (%)")
+    bottom.set(xlabel="threshold (a column that reaches it goes in 16 bits)", ylabel="16-bit columns (%)")
     spared = {n: max(r["error"] for r in rows) / min(r["error"] for r in rows) for n, rows in curves.items()}
     name = max(spared, key=lambda n: spared[n])
-    top.set_title(f"A lower threshold costs columns and saves error, up to {spared[name]:.1f} times ({name})")
-    top.legend()
+    top.set_title(f"16-bit columns lower the error up to {spared[name]:.1f} times ({name})")
+    top.legend(fontsize="small")
     return fig
 
 
-def book_lines(books: Sequence[CodeBook]) -> Figure:
-    """Every number of each code book as a tick on a line, under the density of normal weights in blocks of 64."""
+def book_lines(books: Sequence[CodeBook], block_size: int = 64) -> Figure:
+    """Every number of each code book as a tick on a line, under the density of normal weights in blocks.
+
+    The title says how far each book is off on those weights.
+    """
     import matplotlib.pyplot as plt
+
+    from labkit.numerics.quantize import quantize_blockwise
 
     fig, axes = plt.subplots(
         len(books) + 1, 1, figsize=(7.4, 1.5 + 0.75 * len(books)), sharex=True, height_ratios=[1.6] + [1] * len(books)
     )
-    blocks = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
+    blocks = torch.randn(4096, block_size, generator=torch.Generator().manual_seed(0))
     scaled = blocks / blocks.abs().amax(1, keepdim=True)
     # The largest of each block is ±1 by construction; without it the density is smooth.
     axes[0].hist(scaled[scaled.abs() < 1].numpy(), bins=80, density=True, color=PALETTE["sky"])
-    axes[0].set_yticks([])
     axes[0].set_ylabel("normal\nweights", rotation=0, ha="right", va="center")
+    errors = {}
     for axis, book in zip(axes[1:], books, strict=True):
+        back = quantize_blockwise(blocks, book, block_size).dequantize()
+        errors[book.name] = 100 * float((back - blocks).norm() / blocks.norm())
         values = book.values.unique().cpu().numpy()
-        colour, _ = style_of(book.name)
-        axis.vlines(values, 0, 1, color=colour, linewidth=2 if len(values) < 20 else 0.6)
-        axis.set_yticks([])
+        axis.vlines(values, 0, 1, color=style_of(book.name)[0], linewidth=2 if len(values) < 20 else 0.6)
         axis.set_ylabel(f"{book.name}\n{len(values)} values", rotation=0, ha="right", va="center")
     for axis in axes:
+        axis.set_yticks([])
         axis.grid(visible=False)
         axis.spines["left"].set_visible(False)
-    axes[0].set_title("NF4 puts its numbers where normal weights are")
+    told = ", ".join(f"{name} {error:.1f} %" for name, error in sorted(errors.items(), key=lambda pair: pair[1]))
+    axes[0].set_title(f"Error on normal weights in blocks of {block_size}: {told}")
     axes[-1].set_xlabel("weight, divided by the largest magnitude of its block")
     return fig
 
@@ -118,54 +138,72 @@ def block_error_figure(rows: Sequence[dict]) -> Figure:
     """Relative error against stored bits a weight, one line a code book, one point a block size.
 
     Args:
-        rows: of `book`, `block_size`, `bits` and `error` (relative).
+        rows: of `book`, `block_size`, `bits` and `error` (relative); a book name that ends with "+dq" has quantized
+            scales.
     """
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots()
     for name in dict.fromkeys(row["book"] for row in rows):
-        mine = [row for row in rows if row["book"] == name]
+        mine = sorted((row for row in rows if row["book"] == name), key=lambda row: row["bits"])
         colour, dash = style_of(name)
-        axis.plot([r["bits"] for r in mine], [100 * r["error"] for r in mine], marker="o", ms=4, color=colour,
-                  linestyle=dash, label=name)  # fmt: skip
-    best = min((row for row in rows if row["block_size"] == 64), key=lambda row: row["error"])
-    axis.annotate(
-        "blocks of 64", (best["bits"], 100 * best["error"]), (12, -14), textcoords="offset points", fontsize="small"
-    )
-    axis.set(xlabel="stored bits a weight, with the constants", ylabel="error of the weights (%)")
-    axis.set_title(f"At blocks of 64 {best['book']} errs least: {100 * best['error']:.1f} %")
+        bits, errors = [row["bits"] for row in mine], [100 * row["error"] for row in mine]
+        axis.plot(bits, errors, marker="o", ms=4, color=colour, linestyle=dash, label=name)
+        sizes = {row["block_size"]: (row["bits"], 100 * row["error"]) for row in mine}
+        if 64 in sizes:
+            axis.plot(*sizes[64], "s", ms=9, markerfacecolor="none", color=colour)
+    best = min((row for row in rows if row["block_size"] == 64), key=lambda row: (row["error"], row["bits"]))
+    axis.set(xlabel="stored bits a weight, with the scales (squares: blocks of 64)", ylabel="error of the weights (%)")
+    axis.set_title(f"At blocks of 64 {best['book']} errs least: {100 * best['error']:.1f} % at {best['bits']:.2f} bits")
     axis.legend()
     return fig
 
 
-def divergence_bars(rows: Sequence[dict]) -> Figure:
-    """How far each recipe moves the model's predictions, on a logarithmic axis, with its bits a weight.
+def divergence_bars(panels: Mapping[str, Sequence[dict]]) -> Figure:
+    """How far each recipe moves a model's predictions, on a logarithmic axis, one panel a model.
 
     Args:
-        rows: of `method`, `divergence` (nats a token) and `bits_per_parameter`.
+        panels: the model's name to rows of `method`, `divergence` (nats a token) and `bits_per_parameter`; rows without
+            a divergence are left out.
 
     Raises:
-        LabError: when no row has a divergence.
+        LabError: when a panel has no row with a divergence.
     """
     import matplotlib.pyplot as plt
 
-    kept = [row for row in rows if row.get("divergence")]
-    if not kept:
+    kept = {label: [row for row in rows if row.get("divergence")] for label, rows in panels.items()}
+    if not kept or not all(kept.values()):
         raise LabError("No row has a divergence.", "Give the rows of quantized models.")
-    fig, axis = plt.subplots(figsize=(7.2, 1.2 + 0.34 * len(kept)))
-    names = [f"{row['method']} ({row['bits_per_parameter']:.3g} bits)" for row in kept]
-    values = [row["divergence"] for row in kept]
-    axis.barh(names, values, color=[style_of(row["method"])[0] for row in kept])
-    for place, value in enumerate(values):
-        axis.text(value, place, f" {value:.2g}", va="center", fontsize="small")
-    axis.set_xscale("log")
-    axis.set_xlim(min(values) / 3, max(values) * 3)
-    axis.set(xlabel="divergence from the model before (nats a token)")
-    best = min((row for row in kept if row["bits_per_parameter"] < 6), key=lambda r: r["divergence"], default=kept[0])
-    axis.set_title(f"Of the 4-bit books {best['method'].split('+')[0]} moves the predictions least")
-    axis.invert_yaxis()
-    axis.grid(False, axis="y")
+    longest = max(len(rows) for rows in kept.values())
+    size = (max(7.4, 4.2 * len(kept)), 1.4 + 0.32 * longest)
+    fig, axes = plt.subplots(1, len(kept), figsize=size, squeeze=False, sharex=True)
+    values = [row["divergence"] for rows in kept.values() for row in rows]
+    for axis, (label, rows) in zip(axes[0], kept.items(), strict=True):
+        names = [f"{row['method']}, {row['bits_per_parameter']:.3g} bits" for row in rows]
+        axis.barh(names, [row["divergence"] for row in rows], color=[style_of(row["method"])[0] for row in rows])
+        for place, row in enumerate(rows):
+            axis.text(row["divergence"], place, f" {row['divergence']:.2g}", va="center", fontsize="small")
+        axis.set_xscale("log")
+        axis.set_xlim(min(values) / 3, max(values) * 5)
+        axis.set_title(label, fontsize="small", fontweight="normal")
+        axis.set_xlabel("divergence (nats a token)")
+        axis.invert_yaxis()
+        axis.grid(False, axis="y")
+    fig.suptitle(_least_moved(kept), fontsize="medium", fontweight="bold", x=0.01, ha="left")
     return fig
+
+
+def _least_moved(panels: Mapping[str, Sequence[dict]]) -> str:
+    """Which recipe moves the predictions least, among all and among those of less than 6 bits."""
+    told = []
+    for label, rows in panels.items():
+        least = min(rows, key=lambda row: row["divergence"])["method"]
+        narrow = [row for row in rows if row["bits_per_parameter"] < 6]
+        best = f", of the 4-bit ones {min(narrow, key=lambda r: r['divergence'])['method']}" if narrow else ""
+        told.append((label, f"{least} moves the predictions least{best}"))
+    if len({finding for _, finding in told}) == 1:
+        return told[0][1]
+    return "\n".join(f"{label}: {finding}" for label, finding in told)
 
 
 def moment_figure(moment: Tensor, books: Mapping[str, CodeBook]) -> Figure:
@@ -173,26 +211,25 @@ def moment_figure(moment: Tensor, books: Mapping[str, CodeBook]) -> Figure:
 
     Args:
         moment: values divided by their block's largest; zeros are left out.
-        books: label to code book, whose positive numbers are drawn below.
+        books: label to code book. Its positive numbers are ticks; hatched is what it turns into zero.
     """
     import matplotlib.pyplot as plt
 
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.2, 4.0), sharex=True, height_ratios=(3, 1.3))
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.4, 4.2), sharex=True, height_ratios=(3, 1.4))
     logs = moment[moment > 0].log10().cpu().numpy()
-    top.hist(logs, bins=80, weights=np.full(len(logs), 100 / len(logs)), color=PALETTE["sky"])
+    # Up to half of its smallest positive number a book has nothing but zero (a tie goes down).
+    edges = {name: float((book.values[book.values > 0].min() / 2).log10()) for name, book in books.items()}
+    low = max(min(float(np.quantile(logs, 0.0001)), *edges.values()) - 0.5, -12.0)
+    top.hist(logs, 80, (low, 0), weights=np.full(len(logs), 100 / len(logs)), color=PALETTE["sky"])
     top.set(ylabel="share of the values (%)")
-    low = max(float(np.quantile(logs, 0.0001)) - 0.3, -9.0)
     for place, (name, book) in enumerate(books.items()):
         values = book.values[book.values > 0].log10().cpu().numpy()
-        bottom.vlines(values[values > low], place, place + 0.8, color=style_of(book.name)[0], linewidth=0.7)
-        bottom.text(low, place + 0.4, name, va="center", fontsize="small", backgroundcolor="white")
-        # Below half of its smallest positive number a book has nothing but zero.
-        if place == 0:
-            edge = float(values.min() + np.log10(0.5))
-            top.axvspan(low, edge, color=PALETTE["red"], alpha=0.15)
-            lost = 100 * float((logs < edge).mean())
-            top.set_title(f"{name} turns {lost:.3g} % of the second moments into zero")
-    bottom.set(xlabel="log10 of the second moment over the largest of its block", yticks=[], xlim=(low, 0.05))
+        bottom.barh(place, edges[name] - low, 0.8, low, facecolor="none", edgecolor=PALETTE["grey"], hatch="///")
+        bottom.vlines(values, place - 0.4, place + 0.4, color=style_of(name)[0], linewidth=0.7)
+    lost = {name: 100 * float((logs <= edge).mean()) for name, edge in edges.items()}
+    top.set_title("Turned into zero: " + ", ".join(f"{share:.2g} % by {name}" for name, share in lost.items()))
+    bottom.set(xlabel="log10 of second moment over its block's largest (hatched: becomes zero)", xlim=(low, 0.05))
+    bottom.set_yticks(range(len(books)), list(books))
     bottom.grid(visible=False)
     return fig
 
@@ -215,6 +252,7 @@ def optimizer_curves(runs: Mapping[str, Run], title: str, window: int = 6) -> Fi
         axis.plot(range(1, len(line) + 1), line, label=name, linewidth=4 if place == 0 else 1.5,
                   alpha=0.4 if place == 0 else 1)  # fmt: skip
     axis.set(xlabel="step", ylabel=f"training loss (nats, mean of {window} steps)", title=title)
+    axis.locator_params(axis="x", integer=True)
     axis.legend()
     return fig
 
@@ -230,7 +268,7 @@ def recorded_curves(rows: Sequence[dict]) -> Figure:
     axis.fill_between(steps, base["curve_low"], base["curve_high"], color=PALETTE["sky"], alpha=0.35, label=label)
     for row in rows:
         axis.plot(steps, row["curve"], label=row["method"])
-    axis.set(xlabel="step", ylabel="training loss (nats, mean of 10 steps and all seeds)")
+    axis.set(xlabel="step", ylabel="training loss (nats, mean of 10 steps)")
     gap = max(row["gap_nats"] for row in rows[1:])
     spread = base["spread_nats"]
     axis.set_title(f"8-bit states: at most {gap:.3f} nats from 32-bit; seeds differ by {spread:.2f}")

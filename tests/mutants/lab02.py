@@ -1,0 +1,297 @@
+"""Wrong answers to lab 02 that look right: each loses exactly the graded cells named here.
+
+Each is the lab's own answer with a piece or two of it changed.
+"""
+
+from __future__ import annotations
+
+from labkit.grading import Lab
+from labkit.grading.lab import region
+from labkit.paths import LESSONS
+
+LAB = "02-mixed-precision"
+
+_STATE = "scaler.growth_tracker = 0\n    "
+_TWICE = 'if scaler.unscaled:\n    raise RuntimeError("the gradients of this step have been unscaled already")\n'
+_NARROW = (
+    "if any(grad.dtype != torch.float32 for grad in found):\n"
+    '    raise ValueError("unscale in fp32: copy the gradients first")\n'
+)
+_FIRST = 'if not scaler.unscaled:\n    raise RuntimeError("call unscale_ first")\n'
+_FINITE = "not all(bool(grad.isfinite().all()) for"
+_DIVIDE = "for grad in found:\n    grad.div_(scaler.scale)"
+_BACKWARD = "scaler.scale_loss(loss).backward()"
+_CALL = "scaler.unscale_(masters)"
+_CLIP = "nn.utils.clip_grad_norm_(masters, max_norm)"
+_CHECKED = "scaler.found_inf = scaling.nonfinite([m.grad for m in masters if m.grad is not None])"
+_FREED = "    weight.grad = None\n"
+
+BOTH, HIDDEN, VISIBLE, SKIPS = ("test", "hidden"), ("hidden",), ("test",), ("hidden-skip",)
+
+
+def _wrong(exercise: str, answers: dict[str, tuple]) -> dict[str, dict]:
+    """Mutants of one exercise: name -> (why, which tests it loses, (old, new) pieces of the right answer)."""
+    made, solution = {}, Lab.read(LESSONS / LAB / "lab.ipynb").exercise(exercise).solution
+    for name, (why, tests, *pieces) in answers.items():
+        code = region(solution.source) if solution else ""
+        for old, new in pieces:
+            # A piece that is not there would leave the right answer in place.
+            assert old in code, f"{name}: {old!r} does not occur"
+            code = code.replace(old, new)
+        made[name] = {"exercise": exercise, "code": code, "loses": [f"{exercise}-{t}" for t in tests], "why": why}
+    return made
+
+
+_SHARES = {
+    "shares-tie-at-zero": ("2^-25 is a tie, and 0 is the even neighbour: it underflows.", HIDDEN, ("<= fmt", "< fmt")),
+    "shares-flush-to-zero": (
+        "Everything below the smallest normal number is called zero, as if there were no subnormals.",
+        BOTH, ("<= fmt.smallest_subnormal / 2", "< fmt.smallest_normal"),
+    ),
+    "shares-lost-and-subnormal": ("What has become zero is counted as subnormal too.", BOTH, (" & ~lost", "")),
+    "shares-infinite-above-max": (
+        "Up to 65520 a value rounds down to 65504.",
+        BOTH, (">= fmt.max + fmt.eps * 2.0 ** (fmt.max_exponent - 1)", "> fmt.max"),
+    ),
+    "shares-tie-at-the-top": ("65520 is a tie, and 65504 is odd: it goes to infinity.", HIDDEN, (">= fmt", "> fmt")),
+    "shares-count-zeros": (
+        "Zeros count as underflow: embedding rows of absent words look like a loss.",
+        BOTH, ("values[values != 0]", "values"),
+    ),
+    "shares-drop-zeros-after-scaling": (
+        "A product that fp32 itself rounds to zero leaves the count, so its loss is not seen.",
+        HIDDEN, ("values[values != 0].double().abs() * scale", "(values * scale).abs()\nsizes = sizes[sizes != 0]"),
+    ),
+    "shares-product-in-fp32": (
+        "The product is rounded to fp32 first: near bf16's lower border that is one rounding too many.",
+        HIDDEN, (".double().abs() * scale", ".abs() * scale"),
+    ),
+    "shares-positive-only": ("A negative value lies below every border.", BOTH, (".abs()", "")),
+    "shares-without-scale": ("The loss scale is not applied.", BOTH, (" * scale", "")),
+    "shares-always-fp16": (
+        "A cast to fp16 answers for fp16, whichever format was asked for.",
+        HIDDEN, ("sizes <= fmt.smallest_subnormal / 2", "sizes.half() == 0"),
+        ("(sizes < fmt.smallest_normal)", "(sizes < 2.0**-14)"), (">= fmt.max + fmt.eps", ">= 65520 + 0 * fmt.eps"),
+    ),
+    "shares-of-nothing": ("The mean of no values is NaN.", HIDDEN, ("not sizes.numel()", "False")),
+}  # fmt: skip
+_WINDOW = {
+    "window-keeps-all": ("The smallest value of all decides, always.", BOTH, ("int(lose * len(sizes))", "0")),
+    "window-loses-one-more": (
+        "Rounding the allowed count up gives away more than the share that was allowed.",
+        HIDDEN, ("int(lose * len(sizes))", "round(lose * len(sizes))"),
+    ),
+    "window-share-of-zeros-too": (
+        "The share is taken of all values, zeros included, so that more of the others may be lost.",
+        HIDDEN, ("len(sizes)", "values.numel()"),
+    ),
+    "window-everything-normal": (
+        "Subnormal values are not lost; asking for normal ones moves the lower end by ten powers of two.",
+        BOTH, ("zero, _, infinite", "_, zero, infinite"), ("> zero", ">= zero"),
+    ),
+    "window-tie-below": ("A value on the lower border rounds to zero.", HIDDEN, ("> zero", ">= zero")),
+    "window-below-max": ("65519 rounds down to 65504: no overflow.", HIDDEN, ("< infinite", "<= fmt.max")),
+    "window-signed": ("Without magnitudes a negative value is the smallest.", BOTH, (".abs()", "")),
+    "window-crossed": ("Where the ends cross there is no window.", HIDDEN, (" if low <= high else None", "")),
+    "window-always-fp16": (
+        "The borders of fp16 serve no other format.",
+        HIDDEN, ("gradients.borders(fmt)", "2.0**-25, 2.0**-14, 65520.0"),
+    ),
+}  # fmt: skip
+_UNSCALE = {
+    "unscale-only-infinities": (
+        "NaN is no infinity: inf - inf inside backward leaves NaNs, and they pass.",
+        HIDDEN, (_FINITE, "any(bool(grad.isinf().any()) for"),
+    ),
+    "unscale-compares-the-maximum": (
+        "Every comparison with NaN is false, so a NaN is never too large.",
+        HIDDEN, (_FINITE, "any(bool(grad.abs().max() > 3.4e38) for"),
+    ),
+    "unscale-positive-infinity": (
+        "A gradient can overflow to minus infinity too.",
+        BOTH, (_FINITE, "any(bool((grad == float('inf')).any()) for"),
+    ),
+    "unscale-finite-sum": (
+        "The sum of finite numbers can overflow: a good step is thrown away.",
+        HIDDEN, ("bool(grad.isfinite().all())", "bool(grad.sum().isfinite())"),
+    ),
+    "unscale-last-gradient-decides": (
+        "Each parameter overwrites the verdict on those before it.",
+        HIDDEN, (f"scaler.found_inf = {_FINITE} grad in found)\n", ""),
+        (_DIVIDE, _DIVIDE.replace("grad.div_", "scaler.found_inf = not bool(grad.isfinite().all())\n    grad.div_")),
+    ),
+    "unscale-verdict-sticks": (
+        "After the first overflow every later step counts as overflowed.",
+        HIDDEN, (_FINITE, f"scaler.found_inf or {_FINITE}"),
+    ),
+    "unscale-a-copy": (
+        "The quotient is a new tensor: a second copy of all gradients, and the old one stays scaled.",
+        VISIBLE, ("found = [", "parameters = list(parameters)\nfound = ["),
+        (_DIVIDE, "for p in parameters:\n    p.grad = None if p.grad is None else p.grad / scaler.scale"),
+    ),
+    "unscale-multiplies": ("The gradients are scaled twice instead of unscaled.", BOTH, ("grad.div_", "grad.mul_")),
+    "unscale-twice": ("Clip, then step: both unscale, and the gradients are S times too small.", HIDDEN, (_TWICE, "")),
+    "unscale-forgets-that-it-did": ("Nothing records the division.", VISIBLE, ("scaler.unscaled = True\n", "")),
+    "unscale-in-fp16": ("An fp16 quotient underflows again: what the scale saved is lost.", HIDDEN, (_NARROW, "")),
+    "unscale-refuses-too-late": (
+        "It complains when the gradients have been divided already.",
+        HIDDEN, (_NARROW, ""), (_DIVIDE, _DIVIDE + f"\n{_NARROW}"),
+    ),
+    "unscale-walks-twice": (
+        "model.parameters() is a generator: the second loop finds it empty and divides nothing.",
+        HIDDEN, (_DIVIDE, "for p in parameters:\n    if p.grad is not None:\n        p.grad.div_(scaler.scale)"),
+    ),
+    "unscale-needs-every-gradient": ("None has no values.", VISIBLE, (" if p.grad is not None", "")),
+}  # fmt: skip
+_FINISH = {
+    "finish-without-skip": (
+        "The scale is lowered, but the infinite gradients go into the weights.",
+        BOTH, ("    scaler.skipped += 1\n", "    optimizer.step()\n    scaler.skipped += 1\n"),
+    ),
+    "finish-tracker-survives-overflow": (
+        "Good steps are counted in all instead of in a row: the scale grows straight back into overflow.",
+        BOTH, (f"{_STATE}return False", "return False"),
+    ),
+    "finish-tracker-survives-growth": (
+        "Once the interval is reached, the scale doubles at every step.",
+        HIDDEN, (f"{_STATE}grown", "grown"), ("growth_tracker == scaler", "growth_tracker >= scaler"),
+    ),
+    "finish-grows-once": ("The tracker passes the interval for good.", HIDDEN, (f"{_STATE}grown", "grown")),
+    "finish-grows-one-step-late": (
+        "The interval is counted one step too long.",
+        BOTH, ("growth_tracker == scaler", "growth_tracker > scaler"),
+    ),
+    "finish-backs-off-after-growth": (
+        "Growth and back-off in one step cancel: the scale only ever falls.",
+        BOTH, ("scaler.scale = grown\n", "scaler.scale = grown * scaler.backoff_factor\n"),
+    ),
+    "finish-fixed-factors": (
+        "Halving and doubling are the defaults; the factors are the scaler's.",
+        HIDDEN, ("*= scaler.backoff_factor", "/= 2"), ("* scaler.growth_factor", "* 2"),
+    ),
+    "finish-never-shrinks": ("It overflows again at every later step.", BOTH, ("*= scaler.backoff_factor", "*= 1")),
+    "finish-grows-to-infinity": (
+        "Python's floats hold 2^128, GradScaler's fp32 does not: times an fp32 loss it is infinite.",
+        HIDDEN, ("torch.finfo(torch.float32).max", "torch.finfo(torch.float64).max"),
+    ),
+    "finish-does-not-count": ("Nobody learns how many steps were thrown away.", BOTH, ("skipped += 1", "skipped += 0")),
+    "finish-stays-unscaled": ("The next unscale_ refuses to work.", VISIBLE, ("scaler.unscaled = False\n", "")),
+    "finish-trusts-the-caller": ("Scaled gradients reach the optimizer without a word.", HIDDEN, (_FIRST, "")),
+    "finish-complains-too-late": (
+        "It raises after the optimizer has read the scaled gradients.",
+        HIDDEN, (_FIRST, ""), ("scaler.unscaled = False\n", "ready, scaler.unscaled = scaler.unscaled, False\n"),
+        ("optimizer.step()\n", "optimizer.step()\n" + _FIRST.replace("scaler.unscaled", "ready")),
+    ),
+}  # fmt: skip
+_MASTERS = {
+    "masters-of-rounded-weights": (
+        "Converted first, copied second: the masters begin with fp16's eleven bits.",
+        HIDDEN, ("masters = [", "model.half()\nmasters = ["),
+    ),
+    "masters-are-the-weights": (
+        ".float() of an fp32 tensor is the tensor itself, so that half() rounds the masters too.",
+        BOTH, ("nn.Parameter(p.detach().float().clone())", "p.float()"),
+    ),
+    "masters-alias": (
+        "Masters and weights are the same memory: there is no second copy at all.",
+        BOTH, ("masters = [", "model.half()\nmasters = ["), (".float().clone()", ""),
+    ),
+    "masters-weights-stay-fp32": (
+        "Weights that are rounded but stored in fp32: twice the bytes, and no fp16 forward.",
+        BOTH, ("model.half()", "for p in model.parameters():\n    p.data = p.data.half().float()"),
+    ),
+    "masters-of-a-copy": (
+        "A copy is converted; the caller's model stays in fp32.",
+        BOTH, ("model.half()", "import copy\nmodel = copy.deepcopy(model).half()"),
+    ),
+    "masters-part-of-a-graph": (
+        "clone() is an operation: its result is no leaf, and an optimizer refuses it.",
+        HIDDEN, ("nn.Parameter(p.detach().float().clone())", "p.float().clone()"),
+    ),
+    "masters-untie": (
+        "Module by module, a shared weight becomes two.", HIDDEN,
+        ("model.half()", "for module in model.modules():\n"
+        "    for name, p in list(module.named_parameters(recurse=False)):\n"
+        "        setattr(module, name, nn.Parameter(p.detach().half()))"),
+    ),
+}  # fmt: skip
+_RECIPE = {
+    "recipe-without-skip": (
+        "Infinite gradients go into moments and masters, and stay there.",
+        SKIPS, ("if scaler.step(optimizer.step):\n    with", "optimizer.step()\nif True:\n    with"),
+    ),
+    "recipe-zeros-instead-of-skip": (
+        "A step with gradients of zero is no skipped step: moments decay, momentum moves the weights.",
+        SKIPS, (_CALL, f"bad = {_CALL}\nscaler.found_inf = False\nfor master in masters if bad else ():\n"
+        "    master.grad = None if master.grad is None else torch.zeros_like(master)"),
+        ("scaler.update()", "scaler.found_inf = bad\nscaler.update()"),
+    ),
+    "recipe-skip-keeps-the-scale": (
+        "Returning early leaves out scaler.update(): the same scale overflows for ever.",
+        SKIPS, (_CALL, f"if {_CALL}:\n    optimizer.zero_grad()\n    return loss.item()"),
+    ),
+    "recipe-skip-keeps-the-gradients": (
+        "Returning early leaves infinite gradients behind.",
+        SKIPS, (_CALL, f"if {_CALL}:\n    scaler.update()\n    return loss.item()"),
+    ),
+    "recipe-only-infinities": (
+        "A step whose gradients are NaN is made.",
+        SKIPS, (_CALL, f"{_CALL}\n"
+        "scaler.found_inf = any(bool(m.grad.isinf().any()) for m in masters if m.grad is not None)"),
+    ),
+    "recipe-scaled-loss": (
+        "The loss in the log is S times too large and jumps with the scale.",
+        VISIBLE, (_BACKWARD, "loss = scaler.scale_loss(loss)\nloss.backward()"),
+    ),
+    "recipe-clips-before-unscaling": (
+        "The norm of scaled gradients is S times too large: every step is clipped to next to nothing.",
+        HIDDEN, (f"{_CALL}\n{_CLIP}", f"{_CLIP}\n{_CALL}"),
+    ),
+    "recipe-clips-nothing": ("max_norm is not used.", HIDDEN, (_CLIP, "")),
+    "recipe-unscales-in-fp16": (
+        "Divided before it is copied, a small gradient underflows after all.",
+        HIDDEN, ("weight.grad.float()", "(weight.grad / scaler.scale).float()"), (_CALL, _CHECKED),
+    ),
+    "recipe-unscales-twice": (
+        "Divided by hand and by the scaler: the gradients are S times too small, and AdamW hides it.",
+        HIDDEN, ("weight.grad.float()", "weight.grad.float() / scaler.scale"),
+    ),
+    "recipe-never-unscales": ("AdamW forgives a constant factor, clipping does not.", HIDDEN, (_CALL, _CHECKED)),
+    "recipe-scales-after-backward": (
+        "Scaling what backward has already rounded to zero saves nothing.",
+        HIDDEN + SKIPS, (_BACKWARD, "loss.backward()"), ("grad.float()", "grad.float() * scaler.scale"),
+    ),
+    "recipe-updates-the-scale-first": (
+        "The gradients are divided by another scale than the loss was multiplied with.",
+        HIDDEN + SKIPS, ("scaler.update()\n", ""), (_CALL, f"scaler.update()\n{_CALL}"),
+    ),
+    "recipe-never-updates-the-scale": ("After one overflow all overflow.", VISIBLE + SKIPS, ("scaler.update()", "")),
+    "recipe-never-rounds": ("The model never hears what the masters learn.", VISIBLE, ("weight.copy_(master)", "pass")),
+    "recipe-rounds-the-masters": (
+        "Masters that are rounded to fp16 after every step lose updates like fp16 weights.",
+        HIDDEN, ("weight.copy_(master)", "master.copy_(weight.copy_(master))"),
+    ),
+    "recipe-masters-from-the-weights": (
+        "Read anew from fp16 weights at each step, the masters remember nothing.",
+        HIDDEN + SKIPS, (_FREED, f"{_FREED}    master.data.copy_(weight.data)\n"),
+    ),
+    "recipe-gradients-pile-up": ("backward adds to the gradients that are there.", VISIBLE + SKIPS, (_FREED, "")),
+    "recipe-masters-keep-gradients": ("They lie about in fp32.", VISIBLE + SKIPS, ("optimizer.zero_grad()", "")),
+    "recipe-zeros-for-no-gradient": (
+        "A gradient of zeros is not no gradient: weight decay moves what took no part.",
+        HIDDEN, ("None if weight.grad is None", "torch.zeros_like(master) if weight.grad is None"),
+    ),
+    "recipe-forward-in-fp32": (
+        "In fp32 the recipe is not needed, and neither time nor activations are saved.",
+        BOTH + SKIPS, ("loss = loss_of", "model.float()\nloss = loss_of"), ("return", "model.half()\nreturn"),
+    ),
+}  # fmt: skip
+
+MUTANTS = {
+    **_wrong("ex1-shares", _SHARES),
+    **_wrong("ex2-window", _WINDOW),
+    **_wrong("ex3-unscale", _UNSCALE),
+    **_wrong("ex4-finish", _FINISH),
+    **_wrong("ex5-masters", _MASTERS),
+    **_wrong("ex6-recipe", _RECIPE),
+}
