@@ -1,11 +1,18 @@
 r"""Softmax of attention scores in fp16: where it overflows, and the alpha-scaled softmax of GLM-130B.
 
-For queries and keys with d numbers a head, attention weights are softmax(q·k / sqrt(d)) along each row. In fp16 three
-things can pass 65504, and each repair below helps against one of them:
+For queries and keys with d numbers a head, attention weights are softmax(q·k / sqrt(d)) along each row. In fp16 four
+things can pass 65504, and each repair below helps against some of them:
 
-    exp(score)      beyond 65504 from a score of 11.09 on: subtract the row's maximum first (`shifted_softmax`)
-    q·k             beyond 65504 before any softmax sees it: divide the query by alpha·sqrt(d) before the product
-    the sum of exp  never after the shift, but it and each exp are rounded to 11 bits: compute them in fp32
+    q·k             before it is divided: divide the query by sqrt(d), not the product
+    the score       q·k / sqrt(d), before any softmax sees it: divide the query by alpha as well
+    exp(score)      from a score of 11.09 on: subtract the row's maximum first (`shifted_softmax`)
+    the sum of exp  from two scores of 10.40 or four of 9.71 on, and then all weights of the row are 0, which looks like
+                    a result; the shift helps here too, up to 65519 equal scores. fp32 helps for any number
+
+A score that is rounded to infinity loses its row (inf - inf). One that is rounded to -inf gets the weight 0, which is
+right as long as another score of its row is finite; the first token of causal attention has only one.
+Where transformers writes attention out (`eager_attention_forward`), it takes the softmax in fp32, but stores the bare
+product, multiplies it by 1/sqrt(d) afterwards, and adds the mask: EAGER below.
 
 The lecture ("Efficient Tuning of Large Language Models", 2023, equation 4) quotes two lines, equal in exact arithmetic:
 
@@ -69,7 +76,8 @@ def shifted_softmax(scores: Tensor) -> Tensor:
 def relaxed_softmax(scores: Tensor, alpha: float) -> Tensor:
     """Line 1: scores that were divided by alpha, shifted, and only then multiplied by it; all in their own dtype.
 
-    After the shift nothing is positive, so the product can only pass the range downwards, where exp gives the right 0.
+    After the shift nothing is positive and the maximum is 0, so the product can only pass the range downwards, where
+    exp gives the right 0.
     """
     return naive_softmax((scores - scores.amax(-1, keepdim=True)) * alpha)
 
@@ -80,8 +88,8 @@ def fp32_softmax(scores: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def _weights(name: str, q: Tensor, k: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Scores as stored, and attention weights, by one of VARIANTS."""
-    scaled, divide = VARIANTS[name]
+    """Scores as stored, and attention weights, by one of VARIANTS or EAGER."""
+    scaled, divide = VARIANTS.get(name, (False, "scores"))
     scores = attention_scores(q, k, alpha if scaled else 1.0, divide)
     hidden = torch.ones_like(scores, dtype=torch.bool).triu(1)
     softmax: dict[str, Callable[[Tensor], Tensor]] = {
@@ -92,6 +100,8 @@ def _weights(name: str, q: Tensor, k: Tensor, alpha: float) -> tuple[Tensor, Ten
         "line 2": lambda s: fp32_softmax(s, alpha),
         "line 2, divided late": lambda s: fp32_softmax(s, alpha),
     }
+    if name == EAGER:  # adds its mask, so that a score of infinity behind it costs the row as well
+        return scores, fp32_softmax(scores + hidden.to(scores.dtype) * torch.finfo(scores.dtype).min)
     return scores, softmax[name](scores.masked_fill(hidden, -math.inf))
 
 
@@ -104,7 +114,9 @@ VARIANTS = {
     "line 2": (True, "query"),
     "line 2, divided late": (True, "scores"),
 }
+EAGER = "transformers eager"
 LIBRARY = "torch.sdpa"
+SUM_TOLERANCE = 0.01  # rounding to fp16 alone leaves the sum of a row's weights within 0.001 of 1
 
 
 @dataclass(frozen=True)
@@ -115,36 +127,45 @@ class Damage:
         overflow: share of the scores that causal attention reads and that are not finite; None where they are not seen.
         lost: share of the output rows with a value that is not a number.
         error: relative error of the finite output rows, against float64 (root mean square over root mean square).
+        unsummed: share of the rows that are finite, but whose weights do not sum to 1 (such as a row of zeros after the
+            sum has overflowed); None where the weights are not seen.
     """
 
     overflow: float | None
     lost: float
     error: float
+    unsummed: float | None = None
+
+    @property
+    def whole_error(self) -> float | None:
+        """`error` where no row is lost; else None, since the rows that are left are not those of other variants."""
+        return self.error if self.lost == 0 else None
 
 
 def damage(name: str, q: Tensor, k: Tensor, v: Tensor, alpha: float = 1.0) -> Damage:
     """Attend causally in fp16 by the variant `name` (or by torch's own kernel), and compare with float64.
 
     Args:
-        name: one of VARIANTS, or LIBRARY.
+        name: one of VARIANTS, EAGER or LIBRARY.
         q, k, v: [*heads, seq, d]; rounded to fp16 first, so that only the attention itself is judged.
         alpha: for the variants that use it.
     """
-    if name not in VARIANTS and name != LIBRARY:
-        raise UnknownNameError.among("softmax", name, (*VARIANTS, LIBRARY))
+    if name not in (*VARIANTS, EAGER, LIBRARY):
+        raise UnknownNameError.among("softmax", name, (*VARIANTS, EAGER, LIBRARY))
     q, k, v = (t.to(torch.float16) for t in (q, k, v))
-    overflow = None
+    overflow = sums = None
     if name == LIBRARY:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         scores, weights = _weights(name, q, k, alpha)
         read = torch.ones_like(scores, dtype=torch.bool).tril()
         overflow = 1 - scores.isfinite()[read].double().mean().item()
-        out = weights @ v
+        out, sums = weights @ v, weights.double().sum(-1)
     wanted = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)
     good = out.isfinite().all(-1)
     wrong = (out.double() - wanted)[good].square().mean().sqrt() / wanted[good].square().mean().sqrt()
-    return Damage(overflow, 1 - good.double().mean().item(), wrong.item())
+    unsummed = None if sums is None else (good & ((sums - 1).abs() > SUM_TOLERANCE)).double().mean().item()
+    return Damage(overflow, 1 - good.double().mean().item(), wrong.item(), unsummed)
 
 
 def attention_inputs(model, **inputs: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from labkit import paths
 from labkit.errors import LabError
+from labkit.numerics.snapshots import Snapshot, snapshots
 from labkit.numerics.stack import LAYER_PARAMETERS, DecoderStack, StackConfig
 from labkit.sentences import read_shipped
 
@@ -113,6 +114,11 @@ class RunwiseAdam:
             p.addcmul_(m / width, self._rate.view(1, -1, *[1] * (p.dim() - 2)), value=-1)
             p.grad = None
 
+    def last_steps(self) -> Iterator[Tensor]:
+        """The step just made over its learning rate, for every parameter."""
+        for m, v in zip(self.first, self.second, strict=True):
+            yield m / (1 - BETAS[0] ** self.steps) / (v.div(self._correction).sqrt_().add_(EPS))
+
 
 @dataclass
 class DepthRun:
@@ -126,6 +132,7 @@ class DepthRun:
         update: root mean square by which the first step changes the last hidden state (itself of size about 1), on the
             batch that it was made on.
         step_ms: median time of a step of all runs of the group together.
+        snapshots: what was asked for by `watch`, by the number of steps made.
     """
 
     config: StackConfig
@@ -138,6 +145,7 @@ class DepthRun:
     spread: list[float] = field(default_factory=list)
     update: float = float("nan")
     step_ms: float = float("nan")
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
 
     @property
     def start(self) -> float:
@@ -171,20 +179,20 @@ def train_stack(
     warmups: Sequence[int] = (0,),
     batch: int = 8,
     device: str = "cpu",
+    watch: Sequence[int] = (),
 ) -> list[DepthRun]:
     """Train one stack for every learning rate, warm-up and seed, all at once.
 
     Args:
         seeds: of weights and data; runs of one seed begin alike and read the same text.
         steps, warmups: optimizer steps, and in how many of them the learning rate rises linearly (0: none).
-        batch: pieces of text a step.
+        batch, watch: pieces of text a step, and after how many steps to take a snapshot of every run.
     """
     runs = [DepthRun(config, s, rate, warmup) for rate in learning_rates for warmup in warmups for s in seeds]
     if steps < 2 or batch < 1 or not runs:
         raise LabError(f"There is nothing to train: {steps} steps of {batch}.", "Give two steps or more, and rates.")
     stack = DecoderStack(config, [run.seed for run in runs]).to(device)
-    optimizer = RunwiseAdam(stack, [run.learning_rate for run in runs], [run.warmup for run in runs])
-    step_once = _Step(stack, optimizer, batch)
+    step_once = _Step(stack, RunwiseAdam(stack, [r.learning_rate for r in runs], [r.warmup for r in runs]), batch)
     tokens, history, seconds = step_once.tokens, [], []
     for step in range(steps):
         tokens.copy_(batches(seeds, step, batch, config.seq_len).repeat(len(runs) // len(seeds), 1, 1))
@@ -196,11 +204,17 @@ def train_stack(
         if before is not None:
             _note(runs, "update", (_hidden(stack, tokens) - before).square().mean((1, 2)).sqrt().tolist())
             _note(runs, "gradients_first", gradients.T.tolist())
-    _note(runs, "gradients_last", gradients.T.tolist())
-    _note(runs, "spread", stack.stream_spreads(tokens[:, :, :-1]).T.tolist())
+        if step + 1 in watch:
+            step_once.take_snapshots(runs, gradients)
     _note(runs, "losses", [list(losses) for losses in zip(*history, strict=True)])
-    _note(runs, "step_ms", [1000 * statistics.median(seconds)] * len(runs))
+    _note_end(runs, step_once, gradients, 1000 * statistics.median(seconds))
     return runs
+
+
+def _note_end(runs: list[DepthRun], last: _Step, gradients: Tensor, step_ms: float) -> None:
+    _note(runs, "gradients_last", gradients.T.tolist())
+    _note(runs, "spread", last.stack.stream_spreads(last.tokens[:, :, :-1]).T.tolist())
+    _note(runs, "step_ms", [step_ms] * len(runs))
 
 
 def _note(runs: list[DepthRun], name: str, values: Sequence) -> None:
@@ -244,6 +258,12 @@ class _Step:
         assert self.graph is not None and self.results is not None
         self.graph.replay()
         return self.results
+
+    def take_snapshots(self, runs: list[DepthRun], gradients: Tensor) -> None:
+        """Note a snapshot of every run after the step that had these gradient norms [layers, runs]."""
+        taken = snapshots(self.stack, self.tokens[:, :, :-1], gradients, self.optimizer.last_steps())
+        for run, snapshot in zip(runs, taken, strict=True):
+            run.snapshots[self.optimizer.steps] = snapshot
 
     def _beside(self) -> tuple[Tensor, Tensor]:
         """A step on a stream of its own: what it leaves behind must not tie a later recording to the main stream."""

@@ -89,15 +89,25 @@ class DecoderStack(nn.Module):
 
     @torch.no_grad()
     def stream_spreads(self, tokens: Int[Tensor, "runs batch seq"]) -> Float[Tensor, "layers_plus_1 runs"]:
-        """Share (0...1) of the residual stream that differs between places, at the input and after each layer.
+        """Share (0...1) of the stream's mean square that differs between places, at the input and after each layer.
 
         At 0 all places hold one and the same vector, and what comes after cannot depend on the input.
         """
-        shares = []
+        common, apart = self.stream_parts(tokens)
+        return apart.square() / (common.square() + apart.square())
+
+    @torch.no_grad()
+    def stream_parts(self, tokens: Int[Tensor, "runs batch seq"]) -> tuple[Tensor, Tensor]:
+        """The residual stream in two: its mean over all places of the batch, and what is left at each place.
+
+        Returns the root mean square of both, [layers + 1, runs] each, at the input and after each layer.
+        """
+        common, apart = [], []
         for x in self._streams(tokens):
-            apart = x - x.mean(1, keepdim=True)
-            shares.append(apart.square().mean((1, 2)) / x.square().mean((1, 2)))
-        return torch.stack(shares)
+            mean = x.mean(1, keepdim=True)
+            common.append(mean.square().mean((1, 2)).sqrt())
+            apart.append((x - mean).square().mean((1, 2)).sqrt())
+        return torch.stack(common), torch.stack(apart)
 
     def _streams(self, tokens: Tensor) -> Iterator[Tensor]:
         """The residual stream [runs, places, width] at the input and after each layer."""

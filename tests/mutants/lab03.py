@@ -53,7 +53,7 @@ twin = copy.deepcopy(model).eval()
 twin.zero_grad()
 before = twin(x)
 loss(before).backward()
-torch.optim.Adam(twin.parameters(), lr=learning_rate).step()
+optimizer(twin.parameters(), lr=learning_rate).step()
 with torch.no_grad():
     change = twin(x) - before
     return (change.square().mean().sqrt() / before.square().mean().sqrt()).item()
@@ -90,7 +90,7 @@ _SOFTMAXES = {
     "softmax-clamped": ("Cut off at 11, all large scores are equal.", BOTH, ("(scores - top)", "scores.clamp(max=11)")),
     "softmax-global-maximum": (
         "With one maximum for all rows, every power of a row far below it is 0.",
-        HIDDEN, ("scores.amax(-1, keepdim=True)", "scores.amax()"),
+        BOTH, ("scores.amax(-1, keepdim=True)", "scores.amax()"),
     ),
     "softmax-of-the-library": (
         "torch's softmax does the exercise, and gives NaN for a row that is masked completely.",
@@ -129,7 +129,7 @@ _ATTENTIONS = {
     ),
     "attention-root-after-the-product": (
         "q·k is larger than the score by the root of d, and overflows although the score fits.",
-        HIDDEN, (_QUERY, "(q / alpha) @ k.mT / math.sqrt(q.shape[-1])"),
+        BOTH, (_QUERY, "(q / alpha) @ k.mT / math.sqrt(q.shape[-1])"),
     ),
     "attention-alpha-twice": (
         "α divides query and key: the score is divided twice, and multiplied back once.",
@@ -164,7 +164,10 @@ _ATTENTIONS = {
     ),
     "attention-mask-of-minus-10000": (
         "A real score below -10000 loses against a masked one, as in the code published with GLM-130B.",
-        HIDDEN, ("-math.inf", "-10000.0"),
+        BOTH, ("-math.inf", "-10000.0"),
+    ),
+    "attention-mask-of-zero": (
+        "A score of 0 is no mask: it gets a weight like any other.", BOTH, ("-math.inf", "0.0"),
     ),
     "attention-masks-the-weights": (
         "Masked after the softmax the weights of a row no longer sum to 1.",
@@ -183,11 +186,11 @@ _SHRINKS = {
     "shrink-the-rows": ("The embedding itself becomes smaller.", BOTH, "return F.embedding(tokens, weight) * alpha"),
     "shrink-hook-on-the-weight": (
         "The hook on the matrix also shrinks what comes from a tied output, and each call adds another hook.",
-        HIDDEN, ("rows.requires_grad", "rows.requires_grad and weight.is_leaf"), ("    rows.reg", "    weight.reg"),
+        BOTH, ("rows.requires_grad", "rows.requires_grad and weight.is_leaf"), ("    rows.reg", "    weight.reg"),
     ),
     "shrink-one-hook-on-the-weight": (
         "One hook for ever keeps the first α, and shrinks every other use of the matrix.",
-        HIDDEN, ("rows.requires_grad", "rows.requires_grad and not hasattr(weight, 'hook')"),
+        BOTH, ("rows.requires_grad", "rows.requires_grad and not hasattr(weight, 'hook')"),
         ("    rows.reg", "    weight.hook = weight.reg"),
     ),
     "shrink-twice": ("The gradient is scaled twice.", BOTH, ("gradient * alpha", "gradient * alpha * alpha")),
@@ -213,6 +216,11 @@ _CONSTANT_SETS = {
         HIDDEN, ("((3 * m) ** 0.25, (12 * m) ** -0.25)", _ALONE),
     ),
     "constants-sides": ("The fourth power belongs to the encoder's layers.", HIDDEN, ("(n**4 * m)", "(n * m**4)")),
+    "constants-for-decoders-only": (
+        "An encoder has constants as well.",
+        BOTH, "if decoder_layers == 0:\n    raise ValueError\n"
+        "return {'decoder': ((2 * decoder_layers) ** 0.25, (8 * decoder_layers) ** -0.25)}",
+    ),
     "constants-none-for-a-missing-part": (
         "A part that the model lacks must not be in the result.",
         BOTH, ('return {"encoder": ((2', 'return {"decoder": None, "encoder": ((2'),
@@ -251,7 +259,7 @@ _LAYERS = {
     ),
     "layer-beta-on-biases": (
         "β belongs to the matrices.",
-        HIDDEN, ("matrix.weight *= beta", "matrix.weight *= beta\n        matrix.bias *= beta"),
+        BOTH, ("matrix.weight *= beta", "matrix.weight *= beta\n        matrix.bias *= beta"),
     ),
     "layer-beta-at-every-pass": (
         "The weights shrink with every forward pass: β is for the initialization.",
@@ -263,7 +271,10 @@ _LAYERS = {
 _UPDATES = {
     "update-sgd": (
         "SGD's first step depends on the size of the gradient, Adam's does not.",
-        BOTH, ("torch.optim.Adam(", "torch.optim.SGD("),
+        BOTH, ("optimizer(", "torch.optim.SGD("),
+    ),
+    "update-always-adam": (
+        "The optimizer that was asked for is not used.", BOTH, ("optimizer(", "torch.optim.Adam("),
     ),
     "update-of-the-loss": (
         "The loss may hardly change where the output has turned over.",
@@ -274,13 +285,13 @@ _UPDATES = {
     "update-over-the-new-output": (
         "The change is compared with the output after the step.", BOTH, (_ROOT, _ROOT.replace("before", "twin(x)")),
     ),
-    "update-with-dropout": ("Two passes with dropout differ by themselves.", HIDDEN, (".eval()", "")),
+    "update-with-dropout": ("Two passes with dropout differ by themselves.", BOTH, (".eval()", "")),
     "update-on-the-model-itself": (
         "The measurement trains the model that it judges.", BOTH, ("copy.deepcopy(model).eval()", "model.eval()"),
     ),
     "update-restores-weights-only": (
         "Old gradients count, new ones stay behind, and the model is left in evaluation mode.",
-        HIDDEN, ("copy.deepcopy(model).eval()", "model.eval()"),
+        BOTH, ("copy.deepcopy(model).eval()", "model.eval()"),
         ("twin.zero_grad()", "kept = copy.deepcopy(twin.state_dict())"),
         ("- before\n", "- before\n    model.load_state_dict(kept)\n"),
     ),

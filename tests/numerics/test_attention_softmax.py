@@ -41,9 +41,58 @@ def test_shift_and_fp32_cannot_mend_a_score_that_is_infinite_already():
     assert att.shifted_softmax(scores).isnan().any() and att.fp32_softmax(scores).isnan().any()
 
 
-def test_minus_infinity_is_harmless():
-    scores = torch.tensor([[-math.inf, 1.0, 1.0]], dtype=torch.float16)
-    assert att.shifted_softmax(scores).tolist() == [[0, 0.5, 0.5]]
+def test_minus_infinity_is_harmless_while_one_score_of_the_row_is_finite():
+    scores = torch.tensor([[-math.inf, 1.0, 1.0], [-math.inf] * 3], dtype=torch.float16)
+    for softmax in (att.shifted_softmax, att.fp32_softmax, lambda s: att.relaxed_softmax(s, 2.0)):
+        got = softmax(scores)
+        assert got[0].tolist() == [0, 0.5, 0.5] and got[1].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["shifted", "fp32", "line 1", "line 2"])
+def test_a_first_token_whose_only_score_is_too_low_is_lost(name):
+    q, k, v = torch.full((1, 1, 4), 300.0), torch.full((1, 1, 4), -300.0), torch.ones(1, 1, 4)
+    assert att.damage(name, q, k, v).lost == 1 and att.damage(name, q, k, v, 8.0).lost == (name in ("shifted", "fp32"))
+
+
+def test_the_sum_overflows_before_the_powers_do_and_looks_like_a_result():
+    for count, below, above in ((2, 10.39, 10.4), (4, 9.7, 9.71)):
+        fine, gone = (att.naive_softmax(torch.full((count,), x, dtype=torch.float16)) for x in (below, above))
+        assert fine.sum() == 1 and gone.tolist() == [0] * count
+    crowd = [torch.zeros(count, dtype=torch.float16) for count in (65519, 65520)]
+    assert [bool(att.shifted_softmax(scores).any()) for scores in crowd] == [True, False]
+    assert att.fp32_softmax(crowd[1]).double().sum() == pytest.approx(1, abs=0.01)
+
+
+def test_damage_counts_rows_that_do_not_sum_to_one():
+    q, k = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)
+    q[..., 0], k[..., 0] = 5.0, 4.2  # every score is 10.5: the second row has two of them
+    found = att.damage("naive", q, k, torch.ones(1, 2, 4))
+    assert (found.lost, found.unsummed) == (0, 0.5) and found.error > 0.5
+    assert att.damage("shifted", q, k, torch.ones(1, 2, 4)).unsummed == 0
+    assert att.damage(att.LIBRARY, q, k, torch.ones(1, 2, 4)).unsummed is None
+
+
+def test_the_error_is_kept_back_where_rows_are_lost():
+    q, k, v = drawn(300.0, d=32, seq=40)
+    broken, fine = att.damage("fp32", q, k, v), att.damage("line 2", q, k, v, 64.0)
+    assert broken.lost > 0 and math.isfinite(broken.error) and broken.whole_error is None
+    assert fine.lost == 0 and fine.whole_error == fine.error
+
+
+def test_eager_attention_stores_the_bare_product():
+    """As transformers' own function does, which is run here in fp16 on the same tensors."""
+    from types import SimpleNamespace
+
+    from transformers.models.llama import modeling_llama
+
+    q, k, v = (t.to(torch.float16) for t in drawn(60.0, d=32, seq=40))
+    later = torch.full((40, 40), torch.finfo(torch.float16).min, dtype=torch.float16).triu(1)
+    module = SimpleNamespace(num_key_value_groups=1, training=False)
+    theirs, _ = modeling_llama.eager_attention_forward(module, q, k, v, later, scaling=32**-0.5)
+    lost = 1 - theirs.isfinite().all(-1).double().mean().item()
+    found = att.damage(att.EAGER, q, k, v)
+    assert 0 < lost < 1 and found.lost == pytest.approx(lost)
+    assert att.damage("fp32", q, k, v).lost == 0
 
 
 def test_scores_overflow_where_the_quotient_passes_the_largest_number():

@@ -123,6 +123,9 @@ def test_spread_is_the_share_that_differs_between_places():
         stack.token_embedding[0, 1] = stack.token_embedding[0, 1, :1]  # one vector for every token and every place
         stack.place_embedding[0, 1] = 0
     same = stack.stream_spreads(tokens)
+    common, apart = stack.stream_parts(tokens)
+    assert apart[:, 1].max() < 1e-5 and common[-1, 1] > 0.1
+    torch.testing.assert_close((common**2 + apart**2).mean(1).sqrt(), torch.tensor(stack.stream_sizes(tokens)))
     assert same[:, 1].max() < 1e-10 and torch.equal(same[:, 0], found[:, 0])
 
 
