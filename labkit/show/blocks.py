@@ -64,13 +64,16 @@ def _drawn(facts: dict[str, Any], book: str, block_size: int) -> tuple[Figure, s
 
     numbers = codebook(book).values.unique()
     thresholds = (numbers[:-1] + numbers[1:]) / 2
-    fig, axis = plt.subplots(figsize=(7.4, 3.4))
-    axis.hist(facts["values"].numpy(), bins=64, range=(-1, 1), color=PALETTE["sky"])
+    fig, axis = plt.subplots(figsize=(7.4, 3.7))
+    axis.hist(facts["values"].numpy(), bins=64, range=(-1, 1), color=PALETTE["sky"], label="weights")
     top = axis.get_ylim()[1]
     colour, _ = style_of(book)
-    axis.vlines(numbers.numpy(), 0, top, color=colour, linewidth=1.4 if len(numbers) < 20 else 0.4)
+    width = 1.4 if len(numbers) < 20 else 0.4
+    axis.vlines(numbers.numpy(), 0, top, color=colour, linewidth=width, label=f"numbers of {book}")
     if len(numbers) < 20:
-        axis.plot(thresholds.numpy(), [-0.03 * top] * len(thresholds), "^", color=PALETTE["black"], ms=4, clip_on=False)
+        marks, label = [-0.03 * top] * len(thresholds), "thresholds between them"
+        axis.plot(thresholds.numpy(), marks, "^", color=PALETTE["black"], ms=4, clip_on=False, label=label)
+    fig.legend(loc="outside lower center", ncols=3, fontsize="small")
     axis.set(
         xlabel=f"weight over {facts['absmax']:.3g}, the largest magnitude of block {facts['block']}", ylabel="weights"
     )

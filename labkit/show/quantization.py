@@ -1,7 +1,7 @@
-"""Figures of lesson 09: outlier columns, code books, blocks of weights, bits against error, Adam's moments.
+"""Figures of lesson 09 on weights and inputs: outlier columns, code books, bits against error, divergences.
 
-Each function returns a matplotlib Figure for `labkit.show.figure`; the lesson supplies the numbers. The widget is in
-`labkit.show.blocks`.
+Each function returns a matplotlib Figure for `labkit.show.figure`; the lesson supplies the numbers. The figures of
+Adam's moments are in `labkit.show.moments`, the widget in `labkit.show.blocks`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from labkit.numerics.quantize import CodeBook
-    from labkit.run import Run
 
 # One colour and one dash for each way to store a number, in every figure.
 _STYLES: dict[str, tuple[str, Any]] = {
@@ -50,52 +49,72 @@ def _plain_logarithm(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def column_figure(maxima: Mapping[str, Tensor], threshold: float) -> Figure:
-    """The largest magnitude of every input column, largest first, one line a layer, with the threshold.
+def _times(ratio: float) -> str:
+    """A ratio for a title: 6.6, 16, 2430."""
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def column_figure(maxima: Mapping[str, Mapping[str, Tensor]], threshold: float) -> Figure:
+    """The largest magnitude of every input column, largest first: a panel a kind of token, a line a layer.
 
     Args:
-        maxima: layer name to the columns' largest magnitudes.
+        maxima: kind of token (such as "all tokens") to layer name to the columns' largest magnitudes; the same layers
+            in each.
         threshold: from which on a column counts as an outlier.
     """
     import matplotlib.pyplot as plt
 
-    fig, axis = plt.subplots()
-    for name, values in maxima.items():
-        ranked = values.sort(descending=True).values.cpu().numpy()
-        axis.semilogy(np.arange(len(ranked)) / len(ranked) * 100, ranked, label=name)
-    axis.axhline(threshold, color=PALETTE["black"], linewidth=1)
-    _plain_logarithm(axis.yaxis)
-    axis.text(100, threshold * 1.05, f"threshold {threshold:g}", ha="right", va="bottom", fontsize="small")
-    name, values = max(maxima.items(), key=lambda pair: float(pair[1].max() / pair[1].median()))
-    axis.set(xlabel="columns of the input, largest first (%)", ylabel="largest magnitude in the column")
-    axis.set_title(f"In {name} one column reaches {float(values.max() / values.median()):.0f} times the median column")
-    axis.legend()
+    fig, axes = plt.subplots(1, len(maxima), figsize=(7.6, 3.8), squeeze=False, sharey=True)
+    told = []
+    for axis, (kind, layers) in zip(axes[0], maxima.items(), strict=True):
+        for name, values in layers.items():
+            ranked = values.sort(descending=True).values.cpu().numpy()
+            axis.semilogy(np.arange(len(ranked)) / len(ranked) * 100, ranked, label=name)
+        axis.axhline(threshold, color=PALETTE["black"], linewidth=1)
+        axis.text(100, threshold * 1.05, f"{threshold:g}", ha="right", va="bottom", fontsize="small")
+        axis.set(xlabel="columns, largest first (%)")
+        axis.set_title(kind, fontsize="small", fontweight="normal")
+        ratios = {name: float(values.max() / values.median()) for name, values in layers.items()}
+        name = max(ratios, key=lambda n: ratios[n])
+        told.append(f"{kind} {_times(ratios[name])} times ({name})")
+    _plain_logarithm(axes[0][0].yaxis)
+    axes[0][0].set_ylabel("largest magnitude in the column")
+    axes[0][-1].legend(fontsize="small")
+    _suptitle(fig, "Largest column over the median column:\n" + ", ".join(told))
     return fig
 
 
-def threshold_figure(curves: Mapping[str, Sequence[dict]]) -> Figure:
-    """Error of an int8 product against the outlier threshold, and the share of columns that go in 16 bits.
+def _suptitle(fig: Figure, text: str) -> None:
+    """A title over all panels, on the left, as the titles of single panels are."""
+    fig.suptitle(text, fontsize="medium", fontweight="bold", x=0.01, ha="left")
+
+
+def threshold_figure(curves: Mapping[str, Sequence[dict]], threshold: float = 6.0) -> Figure:
+    """Error of an int8 product against the outlier threshold, and the share of columns that it keeps out.
 
     Args:
         curves: input's name to rows of `threshold`, `error` (relative) and `columns` (share).
+        threshold: one of those of the rows: it is marked, and the title says what it gains.
     """
     import matplotlib.pyplot as plt
 
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.2, 4.8), sharex=True, height_ratios=(3, 2))
+    gains, most = {}, 0.0
     for name, rows in curves.items():
         at = [row["threshold"] for row in rows]
         top.loglog(at, [100 * row["error"] for row in rows], marker="o", ms=4, label=name)
         bottom.semilogx(at, [100 * row["columns"] for row in rows], marker="o", ms=4)
+        errors, most = {row["threshold"]: row["error"] for row in rows}, max(at)
+        gains[name] = errors[most] / errors[threshold]
     for axis in (top, bottom):
-        axis.axvline(6.0, color=PALETTE["black"], linewidth=1, linestyle="-")
+        axis.axvline(threshold, color=PALETTE["black"], linewidth=1, linestyle="-")
     _plain_logarithm(top.yaxis)
     _plain_logarithm(bottom.xaxis)
-    top.text(6.2, top.get_ylim()[1], "6.0", va="top", fontsize="small")
+    top.text(1.03 * threshold, top.get_ylim()[1], f"{threshold:g}", va="top", fontsize="small")
     top.set(ylabel="error of the product (%)")
-    bottom.set(xlabel="threshold (a column that reaches it goes in 16 bits)", ylabel="16-bit columns (%)")
-    spared = {n: max(r["error"] for r in rows) / min(r["error"] for r in rows) for n, rows in curves.items()}
-    name = max(spared, key=lambda n: spared[n])
-    top.set_title(f"16-bit columns lower the error up to {spared[name]:.1f} times ({name})")
+    bottom.set(xlabel="threshold (a column that reaches it is kept out of the 8-bit product)", ylabel="kept out (%)")
+    name = max(gains, key=lambda n: gains[n])
+    top.set_title(f"At {threshold:g} the error is {gains[name]:.1f} times smaller than at {most:g} ({name})")
     top.legend(fontsize="small")
     return fig
 
@@ -103,19 +122,17 @@ def threshold_figure(curves: Mapping[str, Sequence[dict]]) -> Figure:
 def book_lines(books: Sequence[CodeBook], block_size: int = 64) -> Figure:
     """Every number of each code book as a tick on a line, under the density of normal weights in blocks.
 
-    The title says how far each book is off on those weights.
+    The title says how far each book is off on those weights. Numbers too near each other to be seen apart are counted.
     """
     import matplotlib.pyplot as plt
 
     from labkit.numerics.quantize import quantize_blockwise
 
-    fig, axes = plt.subplots(
-        len(books) + 1, 1, figsize=(7.4, 1.5 + 0.75 * len(books)), sharex=True, height_ratios=[1.6] + [1] * len(books)
-    )
+    size = (7.4, 1.8 + 0.75 * len(books))
+    fig, axes = plt.subplots(len(books) + 1, 1, figsize=size, sharex=True, height_ratios=[1.6] + [1] * len(books))
     blocks = torch.randn(4096, block_size, generator=torch.Generator().manual_seed(0))
     scaled = blocks / blocks.abs().amax(1, keepdim=True)
-    # The largest of each block is ±1 by construction; without it the density is smooth.
-    axes[0].hist(scaled[scaled.abs() < 1].numpy(), bins=80, density=True, color=PALETTE["sky"])
+    axes[0].hist(scaled.flatten().numpy(), bins=81, range=(-1, 1), density=True, color=PALETTE["sky"])
     axes[0].set_ylabel("normal\nweights", rotation=0, ha="right", va="center")
     errors = {}
     for axis, book in zip(axes[1:], books, strict=True):
@@ -124,14 +141,22 @@ def book_lines(books: Sequence[CodeBook], block_size: int = 64) -> Figure:
         values = book.values.unique().cpu().numpy()
         axis.vlines(values, 0, 1, color=style_of(book.name)[0], linewidth=2 if len(values) < 20 else 0.6)
         axis.set_ylabel(f"{book.name}\n{len(values)} values", rotation=0, ha="right", va="center")
+        for group in _crowds(values) if len(values) < 20 else []:
+            axis.text(group[-1] + 0.012, 0.5, f"×{len(group)}", va="center", fontsize="small")
     for axis in axes:
         axis.set_yticks([])
         axis.grid(visible=False)
         axis.spines["left"].set_visible(False)
     told = ", ".join(f"{name} {error:.1f} %" for name, error in sorted(errors.items(), key=lambda pair: pair[1]))
-    axes[0].set_title(f"Error on normal weights in blocks of {block_size}: {told}")
+    _suptitle(fig, f"Error on normal weights in blocks of {block_size}:\n{told}")
     axes[-1].set_xlabel("weight, divided by the largest magnitude of its block")
     return fig
+
+
+def _crowds(values: np.ndarray, nearest: float = 0.01) -> list[np.ndarray]:
+    """Groups of ascending numbers that a line's width would merge."""
+    groups = np.split(values, np.flatnonzero(np.diff(values) > nearest) + 1)
+    return [group for group in groups if len(group) > 1]
 
 
 def block_error_figure(rows: Sequence[dict]) -> Figure:
@@ -139,32 +164,53 @@ def block_error_figure(rows: Sequence[dict]) -> Figure:
 
     Args:
         rows: of `book`, `block_size`, `bits` and `error` (relative); a book name that ends with "+dq" has quantized
-            scales.
+            scales, and other bits for the same block size.
     """
     import matplotlib.pyplot as plt
 
-    fig, axis = plt.subplots()
-    for name in dict.fromkeys(row["book"] for row in rows):
+    fig, axis = plt.subplots(figsize=(7.2, 4.2))
+    books = list(dict.fromkeys(row["book"] for row in rows))
+    # Books with fp32 scales stand above each other: their block sizes are written once, on the highest.
+    highest = max((row for row in rows if not row["book"].endswith("+dq")), key=lambda row: row["error"])["book"]
+    for name in books:
         mine = sorted((row for row in rows if row["book"] == name), key=lambda row: row["bits"])
         colour, dash = style_of(name)
         bits, errors = [row["bits"] for row in mine], [100 * row["error"] for row in mine]
-        axis.plot(bits, errors, marker="o", ms=4, color=colour, linestyle=dash, label=name)
-        sizes = {row["block_size"]: (row["bits"], 100 * row["error"]) for row in mine}
-        if 64 in sizes:
-            axis.plot(*sizes[64], "s", ms=9, markerfacecolor="none", color=colour)
+        double = name.endswith("+dq")
+        face = "white" if double else colour
+        axis.plot(bits, errors, marker="o", ms=5, color=colour, linestyle=dash, label=name, markerfacecolor=face)
+        shift = (0, -14) if double else (4, 4)
+        for row in _apart(mine) if double else mine if name == highest else []:
+            at, ha = (row["bits"], 100 * row["error"]), "center" if double else "left"
+            axis.annotate(f"{row['block_size']}", at, shift, textcoords="offset points", fontsize="small", ha=ha)
     best = min((row for row in rows if row["block_size"] == 64), key=lambda row: (row["error"], row["bits"]))
-    axis.set(xlabel="stored bits a weight, with the scales (squares: blocks of 64)", ylabel="error of the weights (%)")
+    axis.margins(y=0.1)  # room for the numbers below the lowest point
+    axis.set(xlabel="stored bits a weight, with the scales (numbers: block size)", ylabel="error of the weights (%)")
     axis.set_title(f"At blocks of 64 {best['book']} errs least: {100 * best['error']:.1f} % at {best['bits']:.2f} bits")
     axis.legend()
     return fig
 
 
-def divergence_bars(panels: Mapping[str, Sequence[dict]]) -> Figure:
+def _apart(rows: list[dict], gap: float = 0.1) -> list[dict]:
+    """From many bits to few, those rows whose numbers do not run into each other."""
+    kept = rows[-1:]
+    for row in reversed(rows[:-1]):
+        if kept[-1]["bits"] - row["bits"] < gap:
+            break
+        kept.append(row)
+    return kept
+
+
+# What a recipe rounds: colour and marker.
+_ROUNDED = {"weights and inputs": ("blue", "o"), "weights": ("orange", "s")}
+
+
+def divergence_figure(panels: Mapping[str, Sequence[dict]]) -> Figure:
     """How far each recipe moves a model's predictions, on a logarithmic axis, one panel a model.
 
     Args:
-        panels: the model's name to rows of `method`, `divergence` (nats a token) and `bits_per_parameter`; rows without
-            a divergence are left out.
+        panels: the model's name to rows of `method`, `divergence` (nats a token), `bits_per_parameter` and `rounded`,
+            "weights" or "weights and inputs"; rows without a divergence are left out.
 
     Raises:
         LabError: when a panel has no row with a divergence.
@@ -175,21 +221,22 @@ def divergence_bars(panels: Mapping[str, Sequence[dict]]) -> Figure:
     if not kept or not all(kept.values()):
         raise LabError("No row has a divergence.", "Give the rows of quantized models.")
     longest = max(len(rows) for rows in kept.values())
-    size = (max(7.4, 4.2 * len(kept)), 1.4 + 0.32 * longest)
+    size = (max(7.4, 4.4 * len(kept)), 1.9 + 0.3 * longest)
     fig, axes = plt.subplots(1, len(kept), figsize=size, squeeze=False, sharex=True)
     values = [row["divergence"] for rows in kept.values() for row in rows]
     for axis, (label, rows) in zip(axes[0], kept.items(), strict=True):
-        names = [f"{row['method']}, {row['bits_per_parameter']:.3g} bits" for row in rows]
-        axis.barh(names, [row["divergence"] for row in rows], color=[style_of(row["method"])[0] for row in rows])
+        for what, (colour, marker) in _ROUNDED.items():
+            mine = [(row["divergence"], place) for place, row in enumerate(rows) if row["rounded"] == what]
+            axis.plot(*zip(*mine, strict=True) if mine else ([], []), marker, color=PALETTE[colour], ms=8, label=what)
         for place, row in enumerate(rows):
-            axis.text(row["divergence"], place, f" {row['divergence']:.2g}", va="center", fontsize="small")
-        axis.set_xscale("log")
-        axis.set_xlim(min(values) / 3, max(values) * 5)
+            told, at = f"{row['divergence']:.2g}", (row["divergence"], place)
+            axis.annotate(told, at, (8, 0), textcoords="offset points", va="center", fontsize="small")
+        axis.set_yticks(range(len(rows)), [f"{row['method']}, {row['bits_per_parameter']:.3g} bits" for row in rows])
+        axis.set(xscale="log", xlim=(min(values) / 3, max(values) * 5), xlabel="divergence (nats a token)")
         axis.set_title(label, fontsize="small", fontweight="normal")
-        axis.set_xlabel("divergence (nats a token)")
-        axis.invert_yaxis()
-        axis.grid(False, axis="y")
-    fig.suptitle(_least_moved(kept), fontsize="medium", fontweight="bold", x=0.01, ha="left")
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), title="rounded", ncols=2, loc="outside lower center")
+    _suptitle(fig, _least_moved(kept))
     return fig
 
 
@@ -204,73 +251,3 @@ def _least_moved(panels: Mapping[str, Sequence[dict]]) -> str:
     if len({finding for _, finding in told}) == 1:
         return told[0][1]
     return "\n".join(f"{label}: {finding}" for label, finding in told)
-
-
-def moment_figure(moment: Tensor, books: Mapping[str, CodeBook]) -> Figure:
-    """Adam's second moment over its block's largest value, and what each code book has there.
-
-    Args:
-        moment: values divided by their block's largest; zeros are left out.
-        books: label to code book. Its positive numbers are ticks; hatched is what it turns into zero.
-    """
-    import matplotlib.pyplot as plt
-
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.4, 4.2), sharex=True, height_ratios=(3, 1.4))
-    logs = moment[moment > 0].log10().cpu().numpy()
-    # Up to half of its smallest positive number a book has nothing but zero (a tie goes down).
-    edges = {name: float((book.values[book.values > 0].min() / 2).log10()) for name, book in books.items()}
-    low = max(min(float(np.quantile(logs, 0.0001)), *edges.values()) - 0.5, -12.0)
-    top.hist(logs, 80, (low, 0), weights=np.full(len(logs), 100 / len(logs)), color=PALETTE["sky"])
-    top.set(ylabel="share of the values (%)")
-    for place, (name, book) in enumerate(books.items()):
-        values = book.values[book.values > 0].log10().cpu().numpy()
-        bottom.barh(place, edges[name] - low, 0.8, low, facecolor="none", edgecolor=PALETTE["grey"], hatch="///")
-        bottom.vlines(values, place - 0.4, place + 0.4, color=style_of(name)[0], linewidth=0.7)
-    lost = {name: 100 * float((logs <= edge).mean()) for name, edge in edges.items()}
-    top.set_title("Turned into zero: " + ", ".join(f"{share:.2g} % by {name}" for name, share in lost.items()))
-    bottom.set(xlabel="log10 of second moment over its block's largest (hatched: becomes zero)", xlim=(low, 0.05))
-    bottom.set_yticks(range(len(books)), list(books))
-    bottom.grid(visible=False)
-    return fig
-
-
-def optimizer_curves(runs: Mapping[str, Run], title: str, window: int = 6) -> Figure:
-    """Training loss of a few runs as moving means, one line each; runs that agree lie on each other.
-
-    Args:
-        runs: label to run; the first is drawn broad, so that one upon it shows.
-        title: what was found.
-        window: steps of the moving mean.
-    """
-    import matplotlib.pyplot as plt
-
-    from labkit.show.plots import smoothed
-
-    fig, axis = plt.subplots()
-    for place, (name, run) in enumerate(runs.items()):
-        line = smoothed(run.losses, window)
-        axis.plot(range(1, len(line) + 1), line, label=name, linewidth=4 if place == 0 else 1.5,
-                  alpha=0.4 if place == 0 else 1)  # fmt: skip
-    axis.set(xlabel="step", ylabel=f"training loss (nats, mean of {window} steps)", title=title)
-    axis.locator_params(axis="x", integer=True)
-    axis.legend()
-    return fig
-
-
-def recorded_curves(rows: Sequence[dict]) -> Figure:
-    """The recorded table `adam8bit`: mean loss curves, and the band between the 32-bit seeds."""
-    import matplotlib.pyplot as plt
-
-    fig, axis = plt.subplots()
-    base = rows[0]
-    steps = range(1, len(base["curve"]) + 1)
-    label = f"{base['method']}, between its seeds"
-    axis.fill_between(steps, base["curve_low"], base["curve_high"], color=PALETTE["sky"], alpha=0.35, label=label)
-    for row in rows:
-        axis.plot(steps, row["curve"], label=row["method"])
-    axis.set(xlabel="step", ylabel="training loss (nats, mean of 10 steps)")
-    gap = max(row["gap_nats"] for row in rows[1:])
-    spread = base["spread_nats"]
-    axis.set_title(f"8-bit states: at most {gap:.3f} nats from 32-bit; seeds differ by {spread:.2f}")
-    axis.legend()
-    return fig

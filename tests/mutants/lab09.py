@@ -51,10 +51,15 @@ return torch.tensor([
     0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ])
 """
+_LINEAR_CHECKPOINT = """
+from torch.utils.checkpoint import checkpoint
+
+return checkpoint(lambda x: F.linear(x, weight.dequantize(x.dtype)), x, use_reentrant=False)
+"""
 
 # fmt: off
 MUTANTS = {
-    "int8-one-constant-for-all": _wrong(
+    "int8-one-scale-for-all": _wrong(
         INT8, BOTH, "The largest row sets the steps of all the others.",
         "x.abs().amax(1)", "x.abs().max().expand(len(x))"),
     "int8-largest-not-magnitude": _wrong(
@@ -76,9 +81,12 @@ MUTANTS = {
     "int8-guard-swallows-small-rows": _wrong(
         INT8, HIDDEN, "A guard against zero that is larger than real numbers makes whole rows zero.",
         "torch.where(absmax > 0, absmax, 1.0)", "absmax.clamp(min=1e-8)"),
-    "int8-constants-in-half": _wrong(
-        INT8, BOTH, "Constants that passed through fp16 no longer read the largest number back.",
+    "int8-scales-in-half": _wrong(
+        INT8, BOTH, "Scales that passed through fp16 no longer read the largest number back.",
         "codes, absmax", "codes, absmax.half().float()"),
+    "int8-no-guard": _wrong(
+        INT8, BOTH, "0 / 0 is NaN, which happens to become 0 as an integer here, and something else elsewhere.",
+        "torch.where(absmax > 0, absmax, 1.0)", "absmax"),
     "blocks-one-scale-for-all": _wrong(
         BLOCKS, BOTH, "The whole tensor's largest magnitude in every block: one outlier spoils all.",
         "padded.abs().amax(1)", "padded.abs().max().expand(len(padded))"),
@@ -95,7 +103,7 @@ MUTANTS = {
         BLOCKS, BOTH, "What does not fill a block is left out.",
         "F.pad(flat, (0, -len(flat) % block_size))", "flat[: len(flat) // block_size * block_size]"),
     "blocks-padding-stays": _wrong(
-        BLOCKS, HIDDEN, "The padding of the last block gets codes and bytes of its own.",
+        BLOCKS, BOTH, "The padding of the last block gets codes and bytes of its own.",
         ".flatten()[: len(flat)]", ".flatten()"),
     "blocks-padded-with-ones": _wrong(
         BLOCKS, BOTH, "The padding counts for the largest magnitude of the last block.",
@@ -135,6 +143,9 @@ MUTANTS = {
     "read-halves-in-two-rows": _wrong(
         READ, BOTH, "All first halves, then all second ones: the values come back in another order.",
         "packed & 15], 1)", "packed & 15], 0)"),
+    "read-uint8-index": _wrong(
+        READ, BOTH, "As an index, a uint8 tensor is a mask.",
+        "codes.long()", "codes"),
     "read-padding-leaks": _wrong(
         READ, BOTH, "The free half of the last byte comes back as a value.",
         "n = torch.Size(shape).numel()", "n = 2 * len(packed)", "[block]", "[block.clamp(max=len(absmax) - 1)]",
@@ -176,6 +187,9 @@ MUTANTS = {
     "normal-delta-of-sixteen": _wrong(
         NORMAL, BOTH, "Leaves 1/32 outside, which is right for sixteen equal intervals and wrong for fifteen.",
         "(1 / 2 ** (bits + 1) + 1 / (2 ** (bits + 1) - 2)) / 2", "1 / 2 ** (bits + 1)"),
+    "normal-delta-of-fifteen": _wrong(
+        NORMAL, BOTH, "Leaves 1/30 outside, which is right for fifteen equal intervals and wrong for sixteen.",
+        "(1 / 2 ** (bits + 1) + 1 / (2 ** (bits + 1) - 2)) / 2", "1 / (2 ** (bits + 1) - 2)"),
     "normal-delta-of-four-bits": _wrong(
         NORMAL, HIDDEN, "The constant of the published 4-bit table, for every number of bits.",
         "(1 / 2 ** (bits + 1) + 1 / (2 ** (bits + 1) - 2)) / 2", "1 - 0.9677083"),
@@ -235,6 +249,12 @@ MUTANTS = {
         LINEAR, BOTH, "A byte for each code is twice the packed ones.",
         "ctx.weight = weight",
         "ctx.weight, codes = weight, weight.codes\n        ctx.unpacked = torch.stack([codes >> 4, codes & 15])"),
+    "linear-keeps-x": _wrong(
+        LINEAR, HIDDEN, "The input is kept, as for the gradient of a weight that trains: this one is frozen.",
+        "ctx.weight = weight", "ctx.weight = weight\n        ctx.save_for_backward(x)"),
+    "linear-checkpoint": _wrong(
+        LINEAR, HIDDEN, "Makes the product again on the way back, and keeps the input for that.",
+        code=_LINEAR_CHECKPOINT),
     "linear-transposed-gradient": _wrong(
         LINEAR, BOTH, "The gradient goes through the transposed weight: with a square one nothing complains.",
         "ctx.weight.dequantize(gradient.dtype)", "ctx.weight.dequantize(gradient.dtype).t()"),

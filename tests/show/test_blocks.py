@@ -64,6 +64,8 @@ def test_the_figure_draws_every_weight_number_and_threshold(weights):
     assert lines == pytest.approx(codebook("fp4").values.unique().tolist())
     marks = axis.lines[0].get_xdata()
     assert len(marks) == len(lines) - 1 and marks[0] == pytest.approx((lines[0] + lines[1]) / 2)
+    told = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert told == ["weights", "numbers of fp4", "thresholds between them"]
     facts = blocks.block_facts(weights, "fp4", 64, 2)
     assert f"errs by {100 * facts['error']:.1f} %" in axis.get_title(loc="left")
     assert "64 weights of block 2" in alt and f"{100 * facts['error_all']:.1f} percent" in alt and "4.51" in alt
@@ -72,6 +74,7 @@ def test_the_figure_draws_every_weight_number_and_threshold(weights):
 def test_a_book_of_256_numbers_has_no_marks(weights):
     fig, _ = blocks.block_figure(weights, "int8", 64, 0)
     assert not fig.axes[0].lines and len(fig.axes[0].collections[0].get_segments()) == 255
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["weights", "numbers of int8"]
 
 
 def pictured(explorer: blocks.BlockExplorer) -> str:
