@@ -212,7 +212,7 @@ class MixedPrecision(FirstOrder):
 def _said(fmt: str, chosen: str, device: str) -> str:
     where = "GPU" if device == "cuda" else "CPU"
     if chosen == EMULATED:
-        return f"{fmt} products emulated: this {where} has no {fmt} kernel, so {fmt} inputs are multiplied in fp32"
+        return f"{fmt} products emulated: no fast {fmt} kernel on this {where}, so {fmt} inputs are multiplied in fp32"
     return f"{fmt} products by a kernel of this {where}"
 
 

@@ -48,12 +48,14 @@ class StaticScaler:
     Attributes:
         scale: the factor S, positive and finite in fp32, which holds it.
         found_inf: whether the last gradients that were unscaled held an infinity or a NaN.
+        unscaled: whether this step's gradients have been divided by S and wait to be used.
         skipped: how many steps were thrown away.
         made: how many were not.
     """
 
     scale: float = 1024.0
     found_inf: bool = field(default=False, init=False)
+    unscaled: bool = field(default=False, init=False)
     skipped: int = field(default=0, init=False)
     made: int = field(default=0, init=False)
 
@@ -73,7 +75,13 @@ class StaticScaler:
         Call it once a step, before gradients are clipped. In fp16 the quotient is rounded to fp16 again, and what
         scaling saved is lost: hand over fp32 gradients. GradScaler refuses fp16 gradients for that reason. It also
         refuses a step in which no parameter has a gradient; here nothing is found, and the step counts as good.
+
+        Raises:
+            LabError: on a second call in one step, as GradScaler: the gradients would be divided twice.
         """
+        if self.unscaled:
+            cause = "The gradients of this step have been unscaled already; again, they would be S times too small."
+            raise LabError(cause, "Call unscale_ once a step, with all parameters, and step after it.")
         gradients = _gradients(parameters)
         self.found_inf = nonfinite(gradients)
         # Below 2^-128 the reciprocal is infinite in fp32: a scale that fell so far ruins weights, as GradScaler's does.
@@ -81,10 +89,20 @@ class StaticScaler:
         if gradients:
             # As a tensor: a Python number would be rounded to the gradients' format first, in fp16 1/2^25 to zero.
             torch._foreach_mul_(gradients, torch.tensor(inverse, dtype=torch.float32))
+        self.unscaled = True
         return self.found_inf
 
     def step(self, update: Callable[[], Any]) -> bool:
-        """Call `update` (an optimizer's step) unless the gradients had overflowed; return whether it was called."""
+        """Call `update` (an optimizer's step) unless the gradients had overflowed; return whether it was called.
+
+        Raises:
+            LabError: before `unscale_`, and a second time in one step. GradScaler, which knows the optimizer's
+                parameters, would unscale them by itself in the first case, and refuses the second.
+        """
+        if not self.unscaled:
+            cause = "The gradients of this step have not been unscaled: they are S times too large."
+            raise LabError(cause, "Call unscale_ with the parameters that are updated, once before each step.")
+        self.unscaled = False
         if self.found_inf:
             self.skipped += 1
             return False
@@ -93,7 +111,8 @@ class StaticScaler:
         return True
 
     def update(self) -> None:
-        """Choose the next scale: the same."""
+        """Choose the next scale: the same. The step is over, whether or not it was made."""
+        self.unscaled = False
 
     def observed(self) -> dict[str, float]:
         """The scale of the step, whether it overflowed, and how many steps were skipped so far."""
@@ -134,6 +153,7 @@ class DynamicScaler(StaticScaler):
 
     def update(self) -> None:
         """Choose the next scale: lower after an overflow, higher after enough good steps, else the same."""
+        super().update()  # the step is over
         if self.found_inf:
             self.scale = _fp32(self.scale * self.backoff_factor)
             self.growth_tracker = 0

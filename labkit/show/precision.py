@@ -1,7 +1,8 @@
-"""Figures of lesson 02: values against a format's range, losses of runs that may break, a loss scale's trace, a table.
+"""Figures of lesson 02: values against a format's range, losses of runs that may break, a loss scale's trace.
 
 Each function returns a matplotlib Figure for `labkit.show.figure`; titles and the `*_words` for alternative text are
-computed from what is drawn. The widget is in `labkit.show.precision_widgets`.
+computed from what is drawn. The widget is in `labkit.show.precision_widgets`, the recorded table's figure in
+`labkit.show.precision_record`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.numerics.gradients import borders, histogram, shares
-from labkit.show.stability import percent
-from labkit.show.style import PALETTE
+from labkit.show.style import CYCLE, DASHES, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,12 +24,26 @@ if TYPE_CHECKING:
     from labkit.run import Run
 
 ZONES = {"zero": "red", "subnormal": "orange", "normal": "blue", "infinite": "purple"}
-PANELS = {
-    "accuracy": "accuracy (%)",
-    "step_ms": "step (ms)",
-    "peak_allocated_mib": "peak memory (MiB)",
-    "joules_per_step": "energy (J a step)",
+# A way to train looks the same in every figure of the lesson.
+STYLES: dict[str, tuple[str, str]] = {
+    "fp32": ("black", "-"),
+    "fp16": ("red", "--"),
+    "fp16-moments": ("purple", ":"),
+    "fp16-weights": ("green", "-."),
+    "fp16+master": ("orange", "--"),
+    "fp16-recipe": ("blue", "-."),
+    "bf16": ("orange", "--"),
+    "bf16+stochastic": ("blue", "-."),
 }
+LAST = 5  # steps whose mean loss a curve shows, and its end in a title
+
+
+def percent(share: float) -> str:
+    """A share in % with three digits, or as many as it takes not to say 100 of what is less."""
+    digits = 3
+    while share < 1 and float(f"{100 * share:.{digits}g}") == 100 and digits < 12:
+        digits += 1
+    return f"{100 * share:.{digits}g} %"
 
 
 def zone_edges(fmt: str) -> list[float]:
@@ -82,6 +96,10 @@ def _range_panel(ax: Axes, sizes: Tensor, fmt: str, scale: float, span: tuple[in
             if high - low > 5:  # a narrow strip has no room for its name; those beside it say which one it is
                 middle = (low + high) / 2
                 ax.text(middle, 0.98, zone, transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize="small")
+    largest = scale * float(sizes.max())
+    if span[0] < (at := math.log2(largest)) < span[1]:  # single values have bars too low to see
+        ax.axvline(at, color=PALETTE["black"], linewidth=1, linestyle=":")
+        ax.text(at + 0.4, 0.7, f"largest:\n{largest:.2g}", transform=ax.get_xaxis_transform(), fontsize="small")
     ax.set(xlim=span, ylabel="share of values (%)")
     ax.set_ylim(0, 1.15 * max(found.values()))
 
@@ -99,6 +117,10 @@ def layer_figure(rows: Sequence[Mapping[str, Any]], fmt: str = "fp16") -> Figure
     for key, label, colour, mark in (("subnormal", "subnormal", "orange", "s"), ("underflow", "zero", "red", "o")):
         ax.plot(range(len(rows)), [100 * row[key] or math.nan for row in rows], mark, color=PALETTE[colour],
                 linestyle="none", label=label)  # fmt: skip
+    for place, row in enumerate(rows):  # a logarithmic axis has no place for nothing
+        missing = [label for key, label in (("subnormal", "subnormal"), ("underflow", "zero")) if not row[key]]
+        text = "\n".join(f"no {label}" for label in missing)
+        ax.text(place, 0.03, text, transform=ax.get_xaxis_transform(), ha="center", fontsize="small")
     ax.set(yscale="log", ylabel=f"share of values (%), {fmt}")
     names = [row["layer"].removeprefix("layer ") for row in rows]
     ax.set_xticks(range(len(rows)), names, rotation=90 if len(rows) > 14 else 20, fontsize="small")
@@ -116,8 +138,10 @@ def layer_words(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"Most is lost in {worst['layer']}: {percent(worst['underflow'])} of its values become zero"
 
 
-def loss_figure(runs: Mapping[str, Run], factor: float = 1.0, window: int = 3) -> Figure:
+def loss_figure(runs: Mapping[str, Run], factor: float = 1.0, window: int = LAST) -> Figure:
     """Training loss of runs on a logarithmic axis, as moving means; a cross marks where a run broke.
+
+    Lines that come first are drawn wider, so that one that covers them leaves their edges to be seen.
 
     Args:
         runs: label to run.
@@ -126,45 +150,58 @@ def loss_figure(runs: Mapping[str, Run], factor: float = 1.0, window: int = 3) -
     """
     import matplotlib.pyplot as plt
 
-    from labkit.show.plots import smoothed
-
-    fig, ax = plt.subplots(figsize=(7.2, 3.4))
-    for label, run in runs.items():
-        finite = [factor * loss for loss in run.losses if math.isfinite(loss)]
-        line = smoothed(finite, window)
-        (drawn,) = ax.plot(range(1, len(line) + 1), line, label=label)
+    fig, ax = plt.subplots(figsize=(7.2, 3.6))
+    drawn = [math.log(2)]
+    for place, (label, run) in enumerate(runs.items()):
+        line = _means(run, factor, window)
+        colour, dash = STYLES.get(label, (None, DASHES[place % len(DASHES)]))
+        colour = PALETTE[colour] if colour else CYCLE[place % len(CYCLE)]
+        width = 1.6 + 1.2 * (len(runs) - 1 - place)
+        ax.plot(range(1, len(line) + 1), line, dash, label=label, color=colour, linewidth=width)
         if run.stopped and line:
-            ax.plot(len(line), line[-1], "X", color=drawn.get_color(), markersize=10)
+            ax.plot(len(line), line[-1], "X", color=colour, markersize=10)
+            paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+            ax.annotate(f"NaN at step {len(run.losses)}", (len(line), line[-1]), (9, -3), textcoords="offset points",
+                        fontsize="small", bbox=paper)  # fmt: skip
+        drawn += line
     ax.axhline(math.log(2), color=PALETTE["grey"], linewidth=1)
-    ax.text(1, math.log(2), "guessing", va="bottom", fontsize="small")
+    beside = ax.get_yaxis_transform()
+    ax.text(1.01, math.log(2), "guessing", transform=beside, va="center", fontsize="small")
     ax.set(yscale="log", xlabel="step", ylabel=f"training loss (nats, mean of {window} steps)")
-    ax.set_yticks(ticks := _ticks(ax.get_ylim()), [f"{t:g}" for t in ticks])
+    ticks = _ticks(min(drawn), max(drawn))
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.set_ylim(ticks[0], ticks[-1])
     ax.minorticks_off()
-    ax.set_title(textwrap.fill(loss_words(runs, factor), 76))
+    ax.set_title(textwrap.fill(loss_words(runs, factor, window), 76))
     ax.legend()
     return fig
 
 
-def _ticks(limits: tuple[float, float]) -> list[float]:
-    low, high = limits
-    for digits in ((1, 2, 5), range(1, 10)):
-        ticks = [m * 10.0**e for e in range(-4, 6) for m in digits if low <= m * 10.0**e <= high]
-        if len(ticks) > 2:
-            break
-    return ticks
+def _means(run: Run, factor: float, window: int) -> list[float]:
+    from labkit.show.plots import smoothed
+
+    return smoothed([factor * loss for loss in run.losses if math.isfinite(loss)], window)
 
 
-def last_loss(run: Run, factor: float = 1.0, last: int = 5) -> float:
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers, the first not above `low` and the last not below `high`."""
+    digits = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    nice = [m * 10.0**e for e in range(-12, 12) for m in digits]
+    first, last = max(t for t in nice if t <= low), min(t for t in nice if t >= high)
+    return [t for t in nice if first <= t <= last]
+
+
+def last_loss(run: Run, factor: float = 1.0, last: int = LAST) -> float:
     """Mean of a run's last losses times `factor`, to three digits; NaN where the run broke."""
     tail = run.losses[-last:]
     return round(factor * sum(tail) / len(tail), 3)
 
 
-def loss_words(runs: Mapping[str, Run], factor: float = 1.0) -> str:
+def loss_words(runs: Mapping[str, Run], factor: float = 1.0, last: int = LAST) -> str:
     """Where each run ends: the mean of its last losses, or the step at which it broke."""
     parts = []
     for label, run in runs.items():
-        end = f"ends at {last_loss(run, factor):.2f}"
+        end = f"ends at {last_loss(run, factor, last):.2f}"
         parts.append(f"{label} {f'breaks at step {len(run.losses)}' if run.stopped else end}")
     return ", ".join(parts)
 
@@ -216,54 +253,3 @@ def trace_words(rows: Sequence[Mapping[str, float]]) -> str:
 def _power(value: float) -> str:
     exponent = math.log2(value)
     return f"2^{exponent:.0f}" if exponent.is_integer() else f"{value:.4g}"
-
-
-def recorded_figure(rows: Sequence[Mapping[str, Any]], seeds: int) -> Figure:
-    """The recorded runs: accuracy with its spread over seeds, time, memory and energy, one line a method.
-
-    Args:
-        rows: of the table `precision` with `part` "training"; what was not measured is None.
-        seeds: how many runs each row is the mean of.
-    """
-    import matplotlib.pyplot as plt
-
-    shape = (1, len(PANELS))
-    fig, axes = plt.subplots(*shape, figsize=(9.6, 1.5 + 0.3 * len(rows)), sharey=True, squeeze=False)
-    for ax, (key, label) in zip(axes[0], PANELS.items(), strict=True):
-        _recorded_panel(ax, rows, key)
-        ax.set_xlabel(label)
-        ax.grid(False, axis="y")
-    broken = [seeds - row["finished"] for row in rows]
-    names = [row["method"] + (f" (NaN: {n} of {seeds})" if n else "") for row, n in zip(rows, broken, strict=True)]
-    axes[0, 0].set_yticks(range(len(rows)), names)
-    axes[0, 0].invert_yaxis()
-    fig.suptitle(recorded_words(rows), x=0.01, ha="left", fontsize="medium", fontweight="bold")
-    return fig
-
-
-def _recorded_panel(ax: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
-    learners = learned(rows)
-    for place, row in enumerate(rows):
-        if row.get(key) is None:
-            ax.text(0.02, place, "not measured", va="center", fontsize="small", transform=ax.get_yaxis_transform())
-            continue
-        value = 100 * row[key] if key == "accuracy" else row[key]
-        spread = 100 * row["accuracy_std"] if key == "accuracy" else None
-        ax.barh(place, value, xerr=spread, color=PALETTE["blue" if row in learners else "red"])
-        text = f" {value:.3g}" if value < 1000 else f" {value:.0f}"
-        ax.text(0, place, text, va="center", color="white", fontsize="small")
-
-
-def learned(rows: Sequence[Mapping[str, Any]], guess: float = 0.5) -> list[Mapping[str, Any]]:
-    """The rows whose accuracy lies nearer to the best than to guessing."""
-    best = max(row["accuracy"] for row in rows)
-    return [row for row in rows if row["accuracy"] > (guess + best) / 2]
-
-
-def recorded_words(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Between which accuracies the methods that learn end, and which do not learn."""
-    good = learned(rows)
-    shares = [100 * row["accuracy"] for row in good]
-    words = f"{len(good)} of {len(rows)} ways end between {min(shares):.1f} and {max(shares):.1f} %"
-    rest = [row["method"] for row in rows if row not in good]
-    return f"{words}; {', '.join(rest)} did not learn" if rest else words

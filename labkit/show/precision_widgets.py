@@ -43,7 +43,7 @@ class GradientExplorer(Explorer):
         """The histogram, and which scales would do."""
         fmt, exponent = values["fmt"], values["exponent"]
         text = window_words(self.sizes, fmt)
-        fig = range_figure({f"Gradients · 2^{exponent}": self.sizes}, fmt, 2.0**exponent)
+        fig = range_figure({f"Gradients · $2^{{{exponent}}}$": self.sizes}, fmt, 2.0**exponent)
         words = f"Gradients times 2^{exponent} in {fmt}: {range_words(self.sizes, fmt, 2.0**exponent)}. {text}"
         return f"{figure_html(fig, words)}<p>{html.escape(text)}</p>", words
 

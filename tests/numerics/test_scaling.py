@@ -185,6 +185,46 @@ def test_some_and_all_gradients_may_be_missing():
         theirs.step(bare)
 
 
+@pytest.mark.parametrize("kind", [StaticScaler, DynamicScaler])
+def test_a_second_division_in_one_step_is_refused_as_gradscaler_does(kind):
+    scaler = kind(2.0**4)
+    theirs, ours, others = as_torch(scaler), parameters(), parameters()
+    library = torch.optim.SGD(others, lr=0.5)
+    for _ in range(2):  # after update the next step may be unscaled again
+        for group in (ours, others):
+            for parameter, gradient in zip(group, gradients_with(None, 0), strict=True):
+                parameter.grad = gradient.clone()
+        scaler.unscale_(ours)
+        theirs.unscale_(library)
+        with pytest.raises(RuntimeError, match="already been called"):
+            theirs.unscale_(library)
+        with pytest.raises(LabError, match="unscaled already"):
+            scaler.unscale_(ours)
+        for a, b in zip(ours, others, strict=True):
+            assert torch.equal(a.grad, b.grad)  # divided once
+        scaler.update()  # a step that somebody else made or left out is over as well
+        theirs.step(library)
+        theirs.update()
+
+
+@pytest.mark.parametrize("kind", [StaticScaler, DynamicScaler])
+@pytest.mark.parametrize("bad", [None, INF])
+def test_a_step_needs_gradients_that_were_unscaled_for_it(kind, bad):
+    scaler, made = kind(2.0**4), []
+    with pytest.raises(LabError, match="not been unscaled"):
+        scaler.step(lambda: made.append(1))
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1.0, bad or 1.0])
+    scaler.unscale_([weight])
+    scaler.step(lambda: made.append(1))
+    with pytest.raises(LabError, match="not been unscaled"):  # a second time, with the same gradients
+        scaler.step(lambda: made.append(1))
+    scaler.update()
+    with pytest.raises(LabError, match="not been unscaled"):  # nor does the next step go without
+        scaler.step(lambda: made.append(1))
+    assert made == [1] * (bad is None) and (scaler.made, scaler.skipped) == (len(made), 1 - len(made))
+
+
 @pytest.mark.parametrize("scale", [2.0**16, 1000.0, 2.0**30, 2.0**-20])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_gradients_are_unscaled_as_torchs_kernel_does(dtype, scale):
