@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
@@ -112,7 +112,8 @@ class _Saved:
 
 def _config(method: Method, seed: int, steps: int, batch_size: int, task: Task) -> dict:
     # Before `prepare` a method's fields are settings only; afterwards they would hold the model.
-    settings: dict = asdict(method) if is_dataclass(method) else {}
+    settings = {f.name: getattr(method, f.name) for f in fields(method)} if is_dataclass(method) else {}
+    settings = json.loads(json.dumps(settings, default=str))  # as a record keeps them
     return {**settings, "seed": seed, "steps": steps, "batch_size": batch_size, "train_size": len(task.train)}
 
 

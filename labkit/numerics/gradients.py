@@ -157,7 +157,10 @@ def window(sizes: Float[Tensor, " values"], fmt: Format | str, lose: float = 1e-
     """
     under, _, end = borders(fmt)
     sizes = magnitudes([sizes], limit=sizes.numel())
-    smallest = sizes.sort().values[min(sizes.numel() - 1, int(lose * sizes.numel()))]
+    count = sizes.numel()
+    allowed = round(lose * count)  # 0.29 · 100 is 28.999… in floating point
+    allowed -= allowed / count > lose
+    smallest = sizes.sort().values[min(count - 1, allowed)]
     # Exactly, from mantissas and exponents: a logarithm would be rounded, at a border to the wrong side.
     (mantissa, exponent), (border, place) = math.frexp(float(smallest)), math.frexp(under)
     low = place - exponent + (0 if mantissa > border else 1)

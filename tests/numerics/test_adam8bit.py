@@ -1,5 +1,6 @@
 """8-bit Adam: bitsandbytes' step, a quarter of the bytes, states that survive saving, and wrong settings refused."""
 
+import json
 import logging
 from unittest import mock
 
@@ -10,7 +11,7 @@ from labkit import models
 from labkit.errors import LabError
 from labkit.ledger import optimizer_tensors, storage_bytes
 from labkit.methods import FullFineTuning
-from labkit.numerics.quantize import Adam8bit, Adam8bitFineTuning, QuantizeError, adam8bit
+from labkit.numerics.quantize import Adam8bit, Adam8bitFineTuning, CodeBook, QuantizeError, adam8bit
 from labkit.tasks import Sentiment
 from labkit.training import train
 
@@ -138,3 +139,34 @@ def test_as_a_method_it_predicts_its_bytes_and_learns_as_32_bit_adam():
     assert states["adam8bit"] < 0.26 * states["full"]
     gaps = [abs(a - b) for a, b in zip(runs["full"].losses, runs["adam8bit"].losses, strict=True)]
     assert max(gaps) < 0.1, gaps
+
+
+def test_other_books_can_be_chosen_and_what_is_no_book_of_8_bits_is_refused():
+    equal = CodeBook("linear8", torch.linspace(0, 1, 256), 8)
+    moved = {}
+    for books in (("dynamic8", "dynamic8-unsigned"), ("dynamic8", equal)):
+        weight = torch.nn.Parameter(torch.zeros(8192))
+        optimizer = Adam8bit([weight], lr=1e-3, weight_decay=0.0, books=books)
+        gradient = torch.full_like(weight, 1e-4)
+        gradient[::64] = 0.02  # the others' second moments are 2.5e-5 of their block's largest, the first 5e-3
+        for weight.grad in (gradient, torch.zeros_like(gradient)):
+            optimizer.step()
+        moved[books[1]] = weight.detach().abs().max().item()
+    # Equal steps lose the small second moments, and what divides by nothing flies off.
+    assert moved["dynamic8-unsigned"] < 3e-3
+    assert moved[equal] > 1.0
+    for books in (("nf4", "dynamic8"), ("dynamic8", CodeBook("falling", torch.linspace(1, 0, 256), 8))):
+        with pytest.raises(LabError, match="Moments cannot be kept"):
+            Adam8bit([weight], books=books)
+
+
+def test_a_record_tells_books_apart_by_their_numbers():
+    task = Sentiment.load(model="tiny")
+    configs = []
+    for ends in (1.0, 0.5):
+        books = ("dynamic8", CodeBook("mine", torch.linspace(0, ends, 256), 8))
+        model = models.load("tiny")
+        run = train(model, task, Adam8bitFineTuning(books=books), steps=1, batch_size=4, progress=False)
+        configs.append(json.loads(json.dumps(run.config)))
+    assert configs[0]["books"][0] == configs[1]["books"][0] == "dynamic8"
+    assert configs[0] != configs[1]

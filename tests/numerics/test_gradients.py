@@ -211,10 +211,15 @@ def test_the_window_is_every_scale_that_loses_no_more(fmt, numbers, lose):
 
     def fits(power: int) -> tuple[bool, bool]:
         found = counted.shares([x], fmt, 2.0**power)
-        return round(found.underflow * found.values) <= int(lose * found.values), found.overflow == 0
+        return round(found.underflow * found.values) / found.values <= lose, found.overflow == 0
 
     assert fits(low)[0] and not fits(low - 1)[0]
     assert fits(high)[1] and (high == counted.MOST or not fits(high + 1)[1])
+
+
+def test_the_window_may_lose_exactly_the_share():
+    x = torch.cat([torch.full((29,), 2.0**-40), torch.ones(71)])
+    assert counted.window(x, "fp16", lose=0.29)[0] == counted.window(x[29:], "fp16", lose=0.0)[0]
 
 
 def test_the_window_says_so_where_no_scale_fits():

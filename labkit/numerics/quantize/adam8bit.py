@@ -27,16 +27,15 @@ from labkit.errors import LabError
 from labkit.methods import FullFineTuning
 from labkit.numerics.quantize import kernels
 from labkit.numerics.quantize.blockwise import CHUNK, Quantized, quantize_blockwise
-from labkit.numerics.quantize.codebooks import CodeBook, dynamic8
+from labkit.numerics.quantize.codebooks import CodeBook, codebook
 
 MIN_SIZE = 4096
 BLOCK = 256
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def _books() -> tuple[CodeBook, CodeBook]:
-    """The first moment has a sign, the second has none."""
-    return dynamic8(), dynamic8(signed=False)
+# The first moment has a sign, the second has none.
+BOOKS = ("dynamic8", "dynamic8-unsigned")
 
 
 class Adam8bit(torch.optim.Optimizer):
@@ -47,9 +46,11 @@ class Adam8bit(torch.optim.Optimizer):
         lr, betas, eps, weight_decay: as in torch.optim.AdamW.
         block_size: values that share a scale.
         min_size: smaller tensors keep 32-bit moments.
+        books: code book of the first moment and of the second, or their names; 8 bits, values ascending.
 
     Raises:
-        LabError: for rates out of range; QuantizeError on a CPU for a gradient with NaN or infinity.
+        LabError: for rates out of range, or a book that is none of 8 ascending bits; QuantizeError on a CPU for a
+            gradient with NaN or infinity.
     """
 
     def __init__(
@@ -61,12 +62,17 @@ class Adam8bit(torch.optim.Optimizer):
         weight_decay: float = 1e-2,
         block_size: int = BLOCK,
         min_size: int = MIN_SIZE,
+        books: tuple[CodeBook | str, CodeBook | str] = BOOKS,
     ):
         if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas) or block_size < 1:
             cause = f"Adam cannot run with lr {lr}, betas {betas}, eps {eps}, weight_decay {weight_decay}."
             raise LabError(cause, "Rates are 0 or more, betas lie in [0, 1), a block has at least 1 value.")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.block_size, self.min_size = block_size, min_size
+        self.books = tuple(codebook(book) if isinstance(book, str) else book for book in books)
+        for book in self.books:
+            if book.bits != 8 or not bool((book.values.diff() >= 0).all()):
+                raise LabError(f"Moments cannot be kept in {book.name}.", "Give books of 256 ascending values.")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -88,7 +94,7 @@ class Adam8bit(torch.optim.Optimizer):
         if state["exp_avg"].dtype == torch.float32:
             _adamw(weights, gradient, [state[name].view(-1) for name in MOMENTS], group, state["step"])
         elif kernels.usable(weights, self.block_size):
-            kernels.adam8bit(weights, gradient, state, _books(), group, self.block_size)
+            kernels.adam8bit(weights, gradient, state, self.books, group, self.block_size)
         else:
             self._chunks(weights, gradient, state, group)
 
@@ -116,10 +122,10 @@ class Adam8bit(torch.optim.Optimizer):
             scales = [state[f"{name}_scale"][blocks] for name in MOMENTS]
             moments = [
                 Quantized(c, s, None, book, self.block_size, c.shape, torch.float32).dequantize()
-                for c, s, book in zip(codes, scales, _books(), strict=True)
+                for c, s, book in zip(codes, scales, self.books, strict=True)
             ]
             _adamw(weights[values], gradient[values], moments, group, state["step"])
-            for moment, c, s, book in zip(moments, codes, scales, _books(), strict=True):
+            for moment, c, s, book in zip(moments, codes, scales, self.books, strict=True):
                 new = quantize_blockwise(moment, book, self.block_size)
                 c.copy_(new.codes)
                 s.copy_(new.absmax)
@@ -153,12 +159,14 @@ class Adam8bitFineTuning(FullFineTuning):
 
     block_size: int = BLOCK
     min_size: int = MIN_SIZE
+    books: tuple[CodeBook | str, CodeBook | str] = BOOKS
     name: str = "adam8bit"
 
     def build_optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """`Adam8bit` on what trains."""
-        options = {"weight_decay": self.weight_decay, "block_size": self.block_size, "min_size": self.min_size}
-        return Adam8bit(trained, lr=self.learning_rate, **options)  # type: ignore[arg-type]
+        sizes = {"block_size": self.block_size, "min_size": self.min_size}
+        options = {"weight_decay": self.weight_decay, "books": self.books}
+        return Adam8bit(trained, lr=self.learning_rate, **sizes, **options)  # type: ignore[arg-type]
 
     def predicted_bytes(self) -> dict[str, int]:
         """As 32-bit Adam, but 2 bytes a value and 8 a block for tensors of at least `min_size` values."""

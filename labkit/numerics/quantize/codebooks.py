@@ -21,6 +21,7 @@ magnitude, so that the book's -1 … 1 is the block's own range.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,6 +62,11 @@ class CodeBook:
             raise QuantizeError(cause, "Give 16 values for 4 bits, or 256 for 8.")
         if not bool((self.values.abs() <= 1).all()):
             raise QuantizeError(f"Code book {self.name!r} leaves [-1, 1].", "Divide it by its largest magnitude.")
+
+    def __str__(self) -> str:
+        # A record of a run names its settings: two books of one name but other numbers must differ in it.
+        numbers = self.values.detach().float().cpu().numpy().tobytes()
+        return f"{self.name} ({hashlib.sha256(numbers).hexdigest()[:12]})"
 
     def tables(
         self, device: torch.device

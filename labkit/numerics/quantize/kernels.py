@@ -65,7 +65,7 @@ def dequantize(quantized: Quantized, out: Tensor) -> None:
 
 
 def adam8bit(
-    weights: Tensor, gradient: Tensor, state: dict, books: tuple[CodeBook, CodeBook], group: dict, block_size: int
+    weights: Tensor, gradient: Tensor, state: dict, books: tuple[CodeBook, ...], group: dict, block_size: int
 ) -> None:
     """One AdamW step on a flat parameter and its 8-bit moments, all in place: each byte is read and written once."""
     (beta1, beta2), lr, step = group["betas"], group["lr"], state["step"]
