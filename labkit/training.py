@@ -112,7 +112,7 @@ class _Saved:
 
 def _config(method: Method, seed: int, steps: int, batch_size: int, task: Task) -> dict:
     # Before `prepare` a method's fields are settings only; afterwards they would hold the model.
-    settings = {f.name: getattr(method, f.name) for f in fields(method)} if is_dataclass(method) else {}
+    settings: dict = {f.name: getattr(method, f.name) for f in fields(method)} if is_dataclass(method) else {}
     settings = json.loads(json.dumps(settings, default=str))  # as a record keeps them
     return {**settings, "seed": seed, "steps": steps, "batch_size": batch_size, "train_size": len(task.train)}
 
