@@ -4,7 +4,7 @@ All start from the same weights and see the same batches in the same order, seed
 as a moving mean over WINDOW steps, averaged over seeds. `gap_nats` is its largest distance from 32-bit AdamW's
 curve; `spread_nats` is how far the 32-bit seeds lie apart at that step (largest minus smallest), which says how large
 a distance chance alone makes; `within_spread` is the share of all steps where the distance is no larger than that.
-Step time, bytes and the peak are those of a short run alone on the machine (see `workers`).
+Step time, bytes and the peak are those of a short run alone on the machine, the second of two (see `workers`).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ PUBLISHED = [
 
 def rows(scale: Scale) -> Iterator[dict]:
     """One row an optimizer, means over SEEDS."""
-    from labkit.bench.workers import side_by_side
+    from labkit.bench.workers import alone, side_by_side
 
     names = list(_methods(scale))
     reference: list[list[float]] = []
     short = replace(scale, eval_size=scale.batch_size)
-    timed = {name: _run((short, name, SEEDS[0], TIMED_STEPS)) for name in names}
+    timed = {name: alone(_run, (short, name, SEEDS[0], TIMED_STEPS)) for name in names}
     every = side_by_side(_run, [(scale, name, seed, scale.steps) for name in names for seed in SEEDS], scale.device)
     for name in names:
         runs = [next(every) for _ in SEEDS]

@@ -2,10 +2,10 @@
 
 Rows with `part` "training" are means over the seeds; a run that ended early, because its loss was no longer a number,
 counts with the accuracy of what it left behind and says so in `note`. Step time, energy, bytes by category (at the
-second step) and the peak are those of a short run alone on the machine; the runs that the accuracies come from may
-share it (see `workers`). One row with `part` "losses" counts, on the same model after some steps in fp32, what 16 bits
-would take away: gradients and second moments that underflow in fp16, AdamW's updates that leave a 16-bit weight where
-it was, and the loss scales between which no gradient overflows and at most one in a thousand underflows.
+second step) and the peak are those of a short run alone on the machine, the second of two; the runs that the accuracies
+come from may share it (see `workers`). One row with `part` "losses" counts, on the same model after some steps in fp32,
+what 16 bits would take away: gradients and second moments that underflow in fp16, AdamW's updates that leave a 16-bit
+weight where it was, and the loss scales between which no gradient overflows and at most one in a thousand underflows.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ PUBLISHED = [
 
 def rows(scale: Scale) -> Iterator[dict]:
     """What 16 bits would take away first, then one row a method, each as soon as its seeds are done."""
-    from labkit.bench.workers import side_by_side
+    from labkit.bench.workers import alone, side_by_side
     from labkit.numerics.mixed import CAUSES, TABLE
 
     base, task = _loaded(scale)
     yield _losses(scale, base, task)
     names = (*TABLE, *CAUSES)
     # Alone on the machine, and so before the others start.
-    timed = {name: _run((replace(scale, eval_size=scale.batch_size), name, SEEDS[0], TIMED_STEPS)) for name in names}
+    short = replace(scale, eval_size=scale.batch_size)
+    timed = {name: alone(_run, (short, name, SEEDS[0], TIMED_STEPS)) for name in names}
     cases = [(scale, name, seed, min(scale.steps, MOST_STEPS)) for name in names for seed in SEEDS]
     runs = side_by_side(_run, cases, scale.device)
     for name in names:

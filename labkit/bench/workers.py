@@ -32,6 +32,16 @@ def clear(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def alone(work: Callable[[Case], Result], case: Case) -> Result:
+    """`work` on one case, the second time: what is timed should not be what a first time takes.
+
+    A batch of a length that a process has not met yet waits until kernels for it are chosen and loaded, which on a GPU
+    takes longer than the step itself; the second run meets the same batches.
+    """
+    work(case)
+    return work(case)
+
+
 def side_by_side(work: Callable[[Case], Result], cases: Sequence[Case], device: str) -> Iterator[Result]:
     """`work` on each case, results in the order of the cases, each as soon as it and those before it are done.
 

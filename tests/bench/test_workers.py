@@ -10,6 +10,11 @@ import pytest
 from labkit.bench import workers
 
 
+def test_alone_takes_the_second_result():
+    made = iter(["first", "second", "third"])
+    assert workers.alone(lambda case: (case, next(made)), "case") == ("case", "second")
+
+
 def test_on_a_cpu_one_after_another_in_this_process():
     began = []
     results = workers.side_by_side(lambda case: began.append(case) or case * 2, [3, 1, 2], "cpu")

@@ -50,7 +50,7 @@ def test_equal_to_bitsandbytes_but_for_its_reciprocal_at_the_thresholds(dtype, b
         differ = mine != other
         # A bf16 value over a bf16 maximum is often a simple fraction, and so are FP4's thresholds.
         assert differ.float().mean() < (1e-5 if dtype == torch.float32 else 2e-3)
-        assert _from_threshold(x, ours.book)[differ].max() < 2**-21
+        assert (_from_threshold(x, ours.book)[differ] < 2**-21).all()
         # Read back from the same codes, the values are the same bits.
         same = blockwise.Quantized(theirs.flatten(), *_scales(state, ours), ours.book, 64, x.shape, dtype)
         assert torch.equal(same.dequantize(), peer.dequantize_4bit(theirs, state).flatten())
