@@ -141,6 +141,16 @@ def test_a_signal_before_the_kernel_is_up_ends_too(lessons, tmp_path):
     wait_for(lambda: not any(alive(pid) for pid in started), 5)
 
 
+def test_a_page_that_cannot_be_made_does_not_take_the_executed_notebook_along(lessons, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise LessonError("The page would load something.", "Mend it.")
+
+    monkeypatch.setattr("labkit.commands.page.page", refuse)
+    run("alpha", "--out", tmp_path / "out", "--scale", "tiny")
+    assert any(cell.get("outputs") for cell in nbformat.read(next(tmp_path.glob("out/*.ipynb")), 4).cells)
+    assert not list(tmp_path.glob("out/*.html"))
+
+
 def test_other_child_processes_are_left_alone(lessons, tmp_path):
     import subprocess
     import sys

@@ -77,9 +77,8 @@ def _run_job(job: Job, environment: dict[str, str], out: Path, timeout: float, t
         terminal.print(f"The notebook with its traceback is {failed_copy}", soft_wrap=True)
         return False
     title = LessonFolder(job.stem, folder).title if job.notebook.name == "lesson.ipynb" else job.stem
-    html = page(notebook, title, folder)
-    write_text(out / f"{job.stem}.ipynb", nbformat.writes(notebook))
-    write_text(out / f"{job.stem}.html", html)
+    write_text(out / f"{job.stem}.ipynb", nbformat.writes(notebook))  # first: minutes of work, whatever the page does
+    write_text(out / f"{job.stem}.html", page(notebook, title, folder))
     failed_copy.unlink(missing_ok=True)
     if update:
         notebook.metadata["language_info"] = {"name": "python"}  # the rest depends on the author's Python
