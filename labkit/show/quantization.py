@@ -89,12 +89,13 @@ def _suptitle(fig: Figure, text: str) -> None:
     fig.suptitle(text, fontsize="medium", fontweight="bold", x=0.01, ha="left")
 
 
-def threshold_figure(curves: Mapping[str, Sequence[dict]], threshold: float = 6.0) -> Figure:
+def threshold_figure(curves: Mapping[str, Sequence[dict]], threshold: float = 6.0, about: str | None = None) -> Figure:
     """Error of an int8 product against the outlier threshold, and the share of columns that it keeps out.
 
     Args:
         curves: input's name to rows of `threshold`, `error` (relative) and `columns` (share).
         threshold: one of those of the rows: it is marked, and the title says what it gains.
+        about: the input whose gain the title tells; the one that gains most if None.
     """
     import matplotlib.pyplot as plt
 
@@ -113,7 +114,7 @@ def threshold_figure(curves: Mapping[str, Sequence[dict]], threshold: float = 6.
     top.text(1.03 * threshold, top.get_ylim()[1], f"{threshold:g}", va="top", fontsize="small")
     top.set(ylabel="error of the product (%)")
     bottom.set(xlabel="threshold (a column that reaches it is kept out of the 8-bit product)", ylabel="kept out (%)")
-    name = max(gains, key=lambda n: gains[n])
+    name = about or max(gains, key=lambda n: gains[n])
     top.set_title(f"At {threshold:g} the error is {gains[name]:.1f} times smaller than at {most:g} ({name})")
     top.legend(fontsize="small")
     return fig

@@ -64,6 +64,8 @@ def test_the_threshold_figure_shows_error_and_columns_of_each_input_in_percent()
     np.testing.assert_allclose(bottom.lines[1].get_ydata(), [100, 50, 0])
     assert title(top) == "At 6 the error is 2.5 times smaller than at 48 (wild)", "neither end of the curve decides"
     assert [list(line.get_xdata()) for line in (top.lines[-1], bottom.lines[-1])] == [[6.0, 6.0]] * 2
+    named = figures.threshold_figure(curves, about="calm").axes[0]
+    assert title(named) == "At 6 the error is 1.0 times smaller than at 48 (calm)", "the input asked for"
 
 
 def test_book_lines_have_a_tick_for_each_number_and_the_title_the_errors_in_order():
