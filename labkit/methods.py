@@ -49,6 +49,9 @@ class Method(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state, after `prepare`."""
 
+    def close(self) -> None:
+        """Take hooks and threads off the model, which stays as it was trained."""
+
 
 @dataclass
 class FirstOrder:
@@ -148,6 +151,9 @@ class FirstOrder:
                 parameter.copy_(saved)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
+
+    def close(self) -> None:
+        """Nothing to take off."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -148,13 +148,14 @@ def train(
     _check(steps, batch_size, task, on_nan)
     config = {**_config(method, seed, steps, batch_size, task), "model": model_name, "start": start}
     torch.manual_seed(seed)
-    method.prepare(model.train(), task, steps)
     run = Run(method.name, model_name or type(model).__name__, task.name, start, config)
-    run.trainable_params = parameters(model, trainable=True)
-    _steps(model, task, method, run, _Saved(Path(resume) if resume else None, config), progress)
-    if run.stopped and on_nan == "raise":
-        raise LabError(run.stopped, "Lower the learning rate, or compute in a wider dtype.")
-    return _evaluated(model, task, method, run)
+    with closing(method):
+        method.prepare(model.train(), task, steps)
+        run.trainable_params = parameters(model, trainable=True)
+        _steps(model, task, method, run, _Saved(Path(resume) if resume else None, config), progress)
+        if run.stopped and on_nan == "raise":
+            raise LabError(run.stopped, "Lower the learning rate, or compute in a wider dtype.")
+        return _evaluated(model, task, method, run)
 
 
 def _evaluated(model, task: Task, method: Method, run: Run) -> Run:
@@ -208,8 +209,9 @@ def _one(method: Method, run: Run, batch: Batch, step: int) -> None:
     started = time.perf_counter()
     # The second step is the first whose optimizer states exist from its beginning; where no update was made until
     # then (a loss scaler skips steps), the last one has to do.
-    last = run.config["steps"] - 1
-    measured = step == min(1, last) or (step == last and not run.ledger.measured.get("optimizer_states"))
+    last, name = run.config["steps"] - 1, "optimizer_states"
+    missing = run.ledger.predicted.get(name) and not run.ledger.measured.get(name)
+    measured = step == min(1, last) or (step == last and bool(missing))
     loss = (method.measured_step(batch, run.ledger) if measured else method.step(batch)).item()
     run.step_seconds.append(time.perf_counter() - started)
     run.losses.append(loss)

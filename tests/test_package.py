@@ -28,7 +28,8 @@ LAYERS = {
     0: ("errors", "files", "paths", "machine", "probe", "scale", "assets", "download", "pinned", "lessons"),
     1: ("models", "tasks", "sentences"),
     2: ("methods", "run", "training", "ledger", "energy", "baselines"),
-    3: ("numerics",),
+    3: ("memory", "numerics"),
+    4: ("planner",),
     5: ("show", "bench", "grading", "pretrain"),
     6: ("cli", "commands", "__main__", "__init__"),
 }

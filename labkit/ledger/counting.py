@@ -41,11 +41,13 @@ class Ledger:
     Attributes:
         predicted: by formula, for the categories that the method can predict.
         measured: by counting storages.
+        host: bytes that the method holds on the host beside a GPU, by kind, as measured.
         peak_allocated: the CUDA allocator's peak in bytes, where there is one.
     """
 
     predicted: dict[str, int] = field(default_factory=dict)
     measured: dict[str, int] = field(default_factory=dict)
+    host: dict[str, int] = field(default_factory=dict)
     peak_allocated: int | None = None
 
     @property

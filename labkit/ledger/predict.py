@@ -1,0 +1,152 @@
+"""All bytes of one step by formula: what stays, what the step adds, and the moment when the sum is largest.
+
+What stays is counted parameter by parameter. With N parameters, full fine-tuning in fp32 with AdamW holds 4 N bytes of
+weights, 8 N of moments and, from backward to update, 4 N of gradients: 16 N. Mixed precision with fp32 master weights
+holds 2 N + 4 N + 8 N + 4 N (a gradient as the optimizer reads it) = 18 N, or 20 N where 16-bit gradients stay beside
+their fp32 copies. 16 N is how QLoRA's authors (Dettmers et al. 2023, arXiv:2305.14314) come to more than 780 GB for
+65 billion parameters (16-bit weights and gradients of 2 N each, and 12 N of fp32 master weights and moments).
+
+The step adds activations (`activations`), which grow block by block in the forward pass and are freed in reverse, and
+passing tensors. Three moments compete for the peak:
+
+1. The loss: all activations, and B T V numbers (V words) three times over in fp32: the log-probabilities, the loss's
+   gradient with respect to them, and with respect to the logits.
+2. Backward through the last block: nearly all activations, few gradients, and the feed-forward part's gradients.
+3. The end of backward: no activations, all gradients, and the embedding's gradient (twice where it is also the head).
+
+In between both sums are linear in the number of blocks, so that no moment there can be larger.
+"""
+
+from __future__ import annotations
+
+from labkit.ledger import activations
+from labkit.ledger.case import OPTIMIZERS, Case
+from labkit.ledger.trace import BLOCK, Moment, Trace
+
+ADAM8BIT_MIN, ADAM8BIT_BLOCK = 4096, 256  # smaller tensors keep 32-bit moments; values that share a scale
+
+
+def standing(case: Case, round_to: int = BLOCK) -> dict[str, int]:
+    """Bytes by category that are there before, during and after a step (gradients apart)."""
+    shards = {name: case.world_size if case.stage >= stage else 1 for name, stage in SHARDED.items()}
+    sizes = [w.numel for w in case.arch.weights]
+    adapters = case.adapters if case.train == "lora" else ()
+    weights = _sum([n * case.stored for n in sizes] + [4 * n for n in adapters], round_to)
+    found = {
+        "weights": -(-weights // shards["weights"]),
+        "master_weights": -(-_sum((4 * n for n in case.trained), round_to) // shards["master_weights"]) * case.master,
+        "optimizer_states": -(-_states(case, round_to) // shards["optimizer_states"]),
+        "buffers": _sum([8 * case.tokens], round_to),
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+SHARDED = {"optimizer_states": 1, "master_weights": 1, "gradients": 2, "weights": 3}
+
+
+def gradients(case: Case, round_to: int = BLOCK) -> int:
+    """Bytes of all gradients as the optimizer reads them."""
+    shards = case.world_size if case.stage >= SHARDED["gradients"] else 1
+    return -(-_sum((n * case.updated for n in case.trained), round_to) // shards)
+
+
+def _states(case: Case, round_to: int) -> int:
+    factor = OPTIMIZERS[case.optimizer]
+    if case.optimizer == "adamw8bit":
+        return sum(_adam8bit(n, round_to) for n in case.trained)
+    states = factor * _sum((n * case.updated for n in case.trained), round_to)
+    # AdamW counts its steps in one 4-byte number a tensor.
+    return states + (_sum([4], round_to) * len(case.trained) if case.optimizer == "adamw" else 0)
+
+
+def _adam8bit(count: int, round_to: int) -> int:
+    if count < ADAM8BIT_MIN:
+        return _sum([4 * count, 4 * count], round_to)
+    scales = 4 * -(-count // ADAM8BIT_BLOCK)
+    return _sum([count, count, scales, scales], round_to)
+
+
+def _sum(sizes, round_to: int) -> int:
+    return sum(-(-size // round_to) * round_to for size in sizes)
+
+
+class _Sizes:
+    """The sizes that the moments of a step are made of."""
+
+    def __init__(self, case: Case, round_to: int):
+        arch, tokens = case.arch, case.tokens
+        self.stream = case.stored * tokens * arch.hidden  # the gradient of the residual stream
+        self.words = tokens * arch.vocab
+        self.first = _sum((k.bytes for k in activations.block(case, first=True)), round_to)
+        self.block = _sum((k.bytes for k in activations.block(case)), round_to)
+        outside = [k for k in activations.outside(case) if k.name != activations.LOGITS]
+        self.outside = _sum((k.bytes for k in outside), round_to)
+        self.feed_forward = case.product * tokens * arch.ffn
+        size = case.updated if not case.master else case.stored
+        self.embedding = arch.vocab * arch.hidden * size if case.train == "full" else 0
+        per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
+        shards = case.world_size if case.stage >= SHARDED["gradients"] else 1
+        self.block_gradients = per_block * size // shards
+        gathered = sum(w.numel for w in arch.block) * case.stored
+        self.gathered = gathered if case.stage == 3 and case.world_size > 1 else 0
+
+
+def predict(case: Case, round_to: int = BLOCK) -> Trace:
+    """The moments of one step by formula, in the form of a trace, so that the two can be laid over each other."""
+    base, sizes = standing(case, round_to), _Sizes(case, round_to)
+    moments = [Moment("start", base)]
+
+    def at(place: str, **more: int) -> None:
+        moments.append(Moment(place, base | {k: v + base.get(k, 0) for k, v in more.items() if v}))
+
+    if case.train == "nothing":
+        arch = case.arch
+        passing = 2 * sizes.stream + 3 * sizes.feed_forward + sizes.gathered
+        at("forward", temporary=passing)
+        casts = case.product * arch.vocab * arch.hidden if case.autocast else 0
+        at("forward", logits=case.product * sizes.words, temporary=sizes.stream + casts)
+        at("forward", logits=_loss(case, sizes), temporary=sizes.stream)
+        return Trace(moments)
+    kept = _kept(case, sizes)
+    # autocast keeps the casts of trained weights until its context ends, also those that checkpointing will make again.
+    cast = case.autocast and case.segments and case.train == "full"
+    casts = case.product * sum(w.numel for w in case.arch.block if w.linear) if cast else 0
+    for blocks in range(case.arch.layers + 1):
+        at("forward", activations=kept[blocks], temporary=sizes.gathered + blocks * casts)
+    whole = kept[-1] + sizes.outside
+    head = sizes.stream if case.autocast else 0  # the last hidden state beside its 16-bit copy
+    head += case.arch.layers * casts
+    at("forward", activations=whole, logits=_loss(case, sizes), temporary=head)
+    at("backward", activations=whole, logits=12 * sizes.words)
+    _backward(case, sizes, kept, at)
+    at("update", gradients=gradients(case, round_to))
+    at("end")
+    return Trace(moments)
+
+
+def _loss(case: Case, sizes: _Sizes) -> int:
+    """Logits as they come, in fp32 if they are not yet, and their log-probabilities."""
+    logits = case.product
+    return (logits + (4 if logits < 4 else 0) + 4) * sizes.words
+
+
+def _kept(case: Case, sizes: _Sizes) -> list[int]:
+    """Activations after 0, 1, … blocks: all that they keep, or one tensor a segment."""
+    if not case.segments:
+        return [0] + [sizes.first + n * sizes.block for n in range(case.arch.layers)]
+    ends = [n * case.segments // case.arch.layers for n in range(case.arch.layers + 1)]
+    return [min(case.segments, end + 1) * sizes.stream for end in ends]
+
+
+def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
+    """Backward through the blocks, at the widest moment of each, and through the embedding."""
+    pending = sizes.embedding * case.arch.tied
+    total = 0
+    # The feed-forward part: gradients of gate and up beside that of their product, whose own value is free by then.
+    passing = sizes.stream + 2 * sizes.feed_forward + sizes.gathered
+    longest = -(-case.arch.layers // case.segments) if case.segments else 0
+    for blocks in range(case.arch.layers, 0, -1):
+        interior = min(longest, blocks) * sizes.block if blocks % max(1, longest) == 0 or not longest else 0
+        at("backward", activations=kept[blocks] + interior, gradients=total, temporary=passing + pending)
+        total += sizes.block_gradients
+    at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)

@@ -1,0 +1,299 @@
+"""Checkpointing: the gradients of an ordinary pass bit for bit, from the bytes that the formula gives."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+import torch
+from live import LiveBytes
+from torch import nn
+from torch.utils import checkpoint as library
+
+from labkit.errors import LabError
+from labkit.ledger import saved_for_backward
+from labkit.memory import checkpointing
+from labkit.memory.checkpointing import best_segments, checkpoint, checkpoint_sequential, predicted_bytes, runs
+
+
+class Block(nn.Module):
+    """Half of a transformer layer, with dropout; counts its calls."""
+
+    def __init__(self, width: int = 16, times: int = 4, dropout: float = 0.0):
+        super().__init__()
+        self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.up, self.down = nn.Linear(width, times * width), nn.Linear(times * width, width)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.drop(self.down(nn.functional.gelu(self.up(self.norm(x)))))
+
+
+def stack(layers: int = 6, **options) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block(**options) for _ in range(layers)))
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(net: nn.Module, run, x: torch.Tensor, dtype=None) -> list[torch.Tensor]:
+    """Output, gradients of the input and of every weight, and the next random number."""
+    net.zero_grad()
+    x = x.detach().clone().requires_grad_(x.requires_grad)
+    torch.manual_seed(7)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        y = run(x)
+    y.float().square().sum().backward()
+    given = [x.grad] if x.requires_grad else []
+    return [y.detach(), *given, *(p.grad.clone() for p in net.parameters() if p.grad is not None), torch.rand(3)]
+
+
+def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor]):
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("wanted", [True, False], ids=["input-grad", "weights-only"])
+@pytest.mark.parametrize("segments", [1, 2, 4, 6])
+def test_gradients_and_random_numbers_are_those_of_an_ordinary_pass(segments, wanted, dropout, dtype):
+    net, x = stack(dropout=dropout), drawn(4, 16).requires_grad_(wanted)
+    plain = gradients(net, net, x, dtype)
+    assert len(plain) == 2 + wanted + 36
+    for last in (True, False):
+        assert_equal(
+            gradients(
+                net, lambda x, last=last: checkpoint_sequential(net, segments, x, checkpoint_last=last), x, dtype
+            ),
+            plain,
+        )
+    theirs = gradients(net, lambda x: library.checkpoint_sequential(net, segments, x, use_reentrant=False), x, dtype)
+    assert_equal(theirs, plain)
+
+
+def test_without_the_random_state_dropout_gives_other_gradients():
+    net, x = stack(dropout=0.4), drawn(4, 16).requires_grad_()
+    plain = gradients(net, net, x)
+    forgetful = gradients(net, lambda x: checkpoint_sequential(net, 3, x, preserve_rng_state=False), x)
+    assert torch.equal(forgetful[0], plain[0]) and not torch.equal(forgetful[1], plain[1])
+
+
+def test_torchs_reentrant_variant_gives_no_gradient_where_only_weights_need_one():
+    net, x = stack(2), drawn(4, 16)
+    with pytest.warns(UserWarning, match="requires_grad"):
+        assert not library.checkpoint(net, x, use_reentrant=True).requires_grad
+    assert checkpoint(net, x).requires_grad
+
+
+def test_a_backward_pass_inside_autocast_and_a_shared_weight():
+    """Autocast keeps its copies of the weights till its end; they must lead back to the weights."""
+    layer, x = nn.Linear(8, 8), drawn(4, 8)
+    found = []
+    for call in (lambda x: layer(x), lambda x: checkpoint(layer, x)):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(call(x)).sum().backward()
+        found.append(layer.weight.grad.clone())
+    torch.testing.assert_close(*found, rtol=2.0**-7, atol=1e-2)  # two sums in bf16 there, one of them in fp32 here
+
+
+def test_every_layer_runs_twice_and_frozen_ones_once():
+    net, x = stack(6), drawn(4, 16)
+    net[:2].requires_grad_(False)
+    with saved_for_backward(net) as saved:
+        y = checkpoint_sequential(net, 3, x)
+    assert saved["activations"] == 2 * x.nbytes  # nothing for the frozen run
+    y.sum().backward()
+    assert [block.calls for block in net] == [1, 1, 2, 2, 2, 2]
+    for last, calls in ((True, 2), (False, 1)):
+        net = stack(6)
+        checkpoint_sequential(net, 3, x, checkpoint_last=last).sum().backward()
+        assert [block.calls for block in net] == [2, 2, 2, 2, calls, calls]
+    net.requires_grad_(False)
+    frozen = checkpoint(net, x)
+    assert not frozen.requires_grad and frozen.grad_fn is None
+    with torch.no_grad():
+        assert not checkpoint(stack(1), x).requires_grad
+
+
+def test_nested_arguments_keywords_and_results():
+    weight = nn.Parameter(drawn(5))
+
+    def function(x, scales, *, masks, power, missing=None):
+        y = x * scales[0] * weight + masks["a"].sum() * x
+        return {"y": y**power, "detached": y.detach(), "index": y.argmax(), "pair": (x, [None, "text"])}, scales[1] * 2
+
+    tensors = [drawn(5), drawn(5) + 1, drawn(5) + 2, drawn(3)]
+    results = []
+    for call in (lambda f, *a, **k: f(*a, **k), checkpoint):
+        weight.grad = None
+        x, a, b, mask = (t.clone().requires_grad_() for t in tensors)
+        out, more = call(function, x, (a, b), masks={"a": mask}, power=2)
+        assert not out["detached"].requires_grad and not out["index"].requires_grad
+        assert out["pair"][1] == [None, "text"] and out["y"].requires_grad
+        (out["y"].sum() + (out["pair"][0] * more).sum()).backward()
+        results.append([out["y"].detach(), x.grad, a.grad, b.grad, mask.grad, weight.grad])
+    assert_equal(results[1], results[0])
+
+
+def test_an_unused_result_and_an_input_returned_as_it_is():
+    net, x = stack(1), drawn(4, 16).requires_grad_()
+    same, y, unused = checkpoint(lambda x: (x, net(x), x * 3), x)
+    (same * 2 + y).sum().backward()
+    expected = x.grad.clone()
+    x.grad = None
+    (x * 2 + net(x)).sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+    assert unused.requires_grad
+
+
+def test_a_second_backward_works_with_the_graph_retained_and_says_so_without():
+    net, x = stack(2), drawn(4, 16)
+    y = checkpoint(net, x)
+    y.sum().backward(retain_graph=True)
+    once = net[0].up.weight.grad.clone()
+    y.sum().backward()
+    torch.testing.assert_close(net[0].up.weight.grad, 2 * once)
+    with pytest.raises(LabError, match=r"already differentiated.*retain_graph"):
+        y.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_what_cannot_be_right_is_refused():
+    net, x = stack(2), drawn(4, 16).requires_grad_()
+    with pytest.raises(LabError, match=r"chosen gradients.*backward"):
+        torch.autograd.grad(checkpoint(net, x).sum(), x)
+    with pytest.raises(LabError, match="second derivative"):
+        checkpoint(net, x).sum().backward(create_graph=True)
+    kept = []
+    checkpoint(lambda x: kept.append(net(x)) or kept[0] * 2, x)
+    with pytest.raises(LabError, match="from inside a checkpointed segment"):
+        kept[0].sum().backward()
+    y = checkpoint(net, z := x * 1)
+    with torch.no_grad():
+        z += 1
+    with pytest.raises(RuntimeError, match="inplace"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("segments", [0, -1, 13])
+def test_numbers_of_segments_that_do_not_go(segments):
+    with pytest.raises(LabError, match=f"There are 12 layers.* {segments} segments.*from 1 to 12"):
+        checkpoint_sequential(stack(12), segments, drawn(4, 16))
+    with pytest.raises(LabError, match="12 layers"):
+        predicted_bytes(12, segments)
+
+
+def test_no_layers():
+    with pytest.raises(LabError, match="at least one"):
+        best_segments(0)
+    with pytest.raises(LabError, match=r"0 layers.*at least one"):
+        checkpoint_sequential([], 1, drawn(4))
+
+
+def test_runs_cover_all_layers_in_order_and_differ_by_one():
+    for layers in range(1, 20):
+        for segments in range(1, layers + 1):
+            cut = [list(range(layers))[run] for run in runs(layers, segments)]
+            assert list(chain(*cut)) == list(range(layers)) and len(cut) == segments
+            lengths = [len(run) for run in cut]
+            assert lengths == sorted(lengths, reverse=True) and lengths[0] - lengths[-1] <= 1
+
+
+def test_the_best_number_is_the_square_root():
+    assert [best_segments(n) for n in (1, 4, 9, 16, 36, 100)] == [1, 2, 3, 4, 6, 10]
+    for interior in (1, 4, 9):  # where the root divides n, it is the formula's minimum over all real s
+        root = (36 * interior) ** 0.5
+        assert predicted_bytes(36, int(root), 1, interior) == root + 36 / root * interior
+        best = best_segments(36, 1, interior)
+        assert predicted_bytes(36, best, 1, interior) <= root + 36 / root * interior and abs(best - root) <= root / 4
+    assert best_segments(24, layer_input=1, layer_interior=34) == 24 and best_segments(24, 100, 1) == 1
+    assert predicted_bytes(12, 5, 10, 1000) == 20 + 3000  # 3, 3, 2, 2, 2 layers
+
+
+def saved_bytes(net: nn.Module, run, x: torch.Tensor) -> int:
+    with saved_for_backward(net) as saved:
+        run(x)
+    return saved["activations"]
+
+
+def peak_bytes(net: nn.Module, run, x: torch.Tensor) -> tuple[int, int]:
+    """Bytes between forward and backward, and at the peak; weights, their gradients and x apart."""
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    x.grad = None
+    with LiveBytes(x, *net.parameters(), *(p.grad for p in net.parameters())) as live:
+        y = run(x)
+        between = live.now
+        y.square().sum().backward()
+    return between, live.peak
+
+
+def through_torch(net: nn.Module, segments: int, **options):
+    """torch's checkpoint on our runs, the last one included."""
+
+    def run(x):
+        for cut in runs(len(net), segments):
+            x = library.checkpoint(net[cut], x, use_reentrant=False, **options)
+        return x
+
+    return run
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_bytes_are_those_of_the_formula_and_not_more_than_torchs(times):
+    layers, x = 12, drawn(64, 8, 16).requires_grad_()
+    net, size = stack(layers, times=times), x.nbytes
+    interior = (saved_bytes(net, net[:4], x) - saved_bytes(net, net[:2], x)) // 2
+    peaks, rest = {}, set()
+    for segments in range(1, layers + 1):
+
+        def mine(x, segments=segments):
+            return checkpoint_sequential(net, segments, x)
+
+        theirs = through_torch(net, segments)
+        assert saved_bytes(net, mine, x) == segments * size <= saved_bytes(net, theirs, x)
+        between, peaks[segments] = peak_bytes(net, mine, x)
+        # x is not counted, and the last output is: so these are all the inputs, and nothing else is alive.
+        assert between == segments * size
+        whole = peak_bytes(net, through_torch(net, segments, early_stop=False), x)[1]
+        assert abs(peaks[segments] - whole) <= 256
+        # torch stops a recomputation at the last tensor that it needs, before the output: of no use to wide layers.
+        assert peaks[segments] <= peak_bytes(net, theirs, x)[1] + (size if times == 1 else 0) + 256
+        if segments > 1:  # where the first segment is all there is, no gradient waits for it
+            rest.add(peaks[segments] - predicted_bytes(layers, segments, size, interior))
+    assert max(rest) - min(rest) <= 64  # the backward pass adds the same to each
+    assert min(peaks, key=peaks.__getitem__) == best_segments(layers, size, interior)
+    assert peaks[best_segments(layers, size, interior)] < 0.45 * peak_bytes(net, net, x)[1]
+
+
+def test_with_a_head_behind_it_the_last_run_is_better_checkpointed():
+    x, head = drawn(64, 8, 16).requires_grad_(), nn.Linear(16, 400)
+    net = stack(8)
+    both = nn.ModuleList([net, head])
+
+    def peak(last: bool, segments: int) -> int:
+        return peak_bytes(
+            both, lambda x: head(checkpoint_sequential(net, segments, x, checkpoint_last=last)).log_softmax(-1), x
+        )[1]
+
+    for segments in (1, 2, 4, 8):
+        assert peak(True, segments) < 0.97 * peak(False, segments)
+
+
+def test_an_unequal_cut_is_lower_than_torchs():
+    net, x = stack(12), drawn(64, 8, 16).requires_grad_()
+    mine = peak_bytes(net, lambda x: checkpoint_sequential(net, 7, x), x)[1]
+    theirs = peak_bytes(net, lambda x: library.checkpoint_sequential(net, 7, x, use_reentrant=False), x)[1]
+    assert mine < 0.6 * theirs
+
+
+def test_a_checkpoint_that_keeps_its_interior_fails_the_byte_check(monkeypatch):
+    """A test of the test: the formula rejects a `checkpoint` that only looks like one."""
+    net, x = stack(4), drawn(64, 8, 16).requires_grad_()
+    monkeypatch.setattr(checkpointing, "checkpoint", lambda run, x, **_: run(x))
+    assert saved_bytes(net, lambda x: checkpoint_sequential(net, 2, x), x) > 10 * x.nbytes
