@@ -131,6 +131,24 @@ def bench_command(
     raise typer.Exit(bench(table, out, resume))
 
 
+@app.command("plan")
+@guarded
+def plan_command(
+    model: Annotated[str, typer.Option(metavar="ID", help="A published size, a hub id, a folder or a config.json.")],
+    gpu: Annotated[str, typer.Option(metavar="SIZE", help='A GPU\'s name or memory, such as "rtx-4090" or "24GB".')],
+    gpus: Annotated[int, typer.Option(metavar="N", help="How many of them.")] = 1,
+    host: Annotated[str, typer.Option(metavar="SIZE", help='Memory of the host, such as "128GB".')] = "",
+    batch: Annotated[int, typer.Option(metavar="N", help="Sequences a step, on each GPU.")] = 16,
+    seq: Annotated[int, typer.Option(metavar="N", help="Tokens a sequence.")] = 64,
+    method: Annotated[str, typer.Option(metavar="NAME", help="One way to train only.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Predict which ways to train a model fit a GPU, their bytes, and the largest batch."""
+    from labkit.commands.plan import show_plan
+
+    raise typer.Exit(show_plan(model, gpu, gpus, host, batch, seq, method, as_json))
+
+
 def _terminate(number: int, _: object) -> None:
     raise SystemExit(128 + number)
 

@@ -14,6 +14,7 @@ from labkit.ledger.shapes import Architecture
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINS = ("full", "lora", "nothing")
+BUCKET, BUCKETS = 16 * 2**20, 2  # of gradients on their way to the host (labkit.memory.offload_optimizer)
 # Bytes of states a trained value: SGD, with momentum, AdamW's two moments, and the same in 8 bits (lesson 09).
 OPTIMIZERS = {"sgd": 0, "momentum": 1, "adamw": 2, "adamw8bit": 2}
 ATTENTION = ("flash", "eager")
@@ -37,6 +38,7 @@ class Case:
         stage: of ZeRO: 1 shards optimizer states (and master weights), 2 gradients too, 3 weights too.
         world_size: GPUs among which the stage shards.
         device: "cuda" or "cpu": a few operations keep other bytes there.
+        offloaded: optimizer states and master weights live on the host, gradients pass through buckets on their way.
     """
 
     arch: Architecture
@@ -54,6 +56,7 @@ class Case:
     stage: int = 0
     world_size: int = 1
     device: str = "cuda"
+    offloaded: bool = False
 
     def __post_init__(self) -> None:
         for kind, given, known in (

@@ -20,7 +20,7 @@ In between both sums are linear in the number of blocks, so that no moment there
 from __future__ import annotations
 
 from labkit.ledger import activations
-from labkit.ledger.case import OPTIMIZERS, Case
+from labkit.ledger.case import BUCKET, BUCKETS, OPTIMIZERS, Case
 from labkit.ledger.trace import BLOCK, Moment, Trace
 
 ADAM8BIT_MIN, ADAM8BIT_BLOCK = 4096, 256  # smaller tensors keep 32-bit moments; values that share a scale
@@ -34,8 +34,10 @@ def standing(case: Case, round_to: int = BLOCK) -> dict[str, int]:
     weights = _sum([n * case.stored for n in sizes] + [4 * n for n in adapters], round_to)
     found = {
         "weights": -(-weights // shards["weights"]),
-        "master_weights": -(-_sum((4 * n for n in case.trained), round_to) // shards["master_weights"]) * case.master,
-        "optimizer_states": -(-_states(case, round_to) // shards["optimizer_states"]),
+        "master_weights": 0
+        if case.offloaded
+        else -(-_sum((4 * n for n in case.trained), round_to) // shards["master_weights"]) * case.master,
+        "optimizer_states": 0 if case.offloaded else -(-_states(case, round_to) // shards["optimizer_states"]),
         "buffers": _sum([8 * case.tokens], round_to),
     }
     return {name: count for name, count in found.items() if count}
@@ -45,7 +47,10 @@ SHARDED = {"optimizer_states": 1, "master_weights": 1, "gradients": 2, "weights"
 
 
 def gradients(case: Case, round_to: int = BLOCK) -> int:
-    """Bytes of all gradients as the optimizer reads them."""
+    """Bytes of all gradients as the optimizer reads them; on their way to the host only the buckets and the largest."""
+    if case.offloaded:
+        sizes = [n * case.updated for n in case.trained]
+        return min(BUCKETS * BUCKET, sum(sizes)) + max(sizes)
     shards = case.world_size if case.stage >= SHARDED["gradients"] else 1
     return -(-_sum((n * case.updated for n in case.trained), round_to) // shards)
 
@@ -87,6 +92,7 @@ class _Sizes:
         per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
         shards = case.world_size if case.stage >= SHARDED["gradients"] else 1
         self.block_gradients = per_block * size // shards
+        self.gradients = gradients(case, round_to) if case.train != "nothing" else 0
         gathered = sum(w.numel for w in arch.block) * case.stored
         self.gathered = gathered if case.stage == 3 and case.world_size > 1 else 0
 
@@ -148,5 +154,5 @@ def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
     for blocks in range(case.arch.layers, 0, -1):
         interior = min(longest, blocks) * sizes.block if blocks % max(1, longest) == 0 or not longest else 0
         at("backward", activations=kept[blocks] + interior, gradients=total, temporary=passing + pending)
-        total += sizes.block_gradients
+        total = min(total + sizes.block_gradients, sizes.gradients)
     at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)

@@ -1,0 +1,211 @@
+"""Which ways to train fit a GPU: the predicted ledger of each, the largest batch, and the lines that run it.
+
+Every figure is a prediction (`labkit.ledger.predict`) of the most bytes that tensors hold at once, compared with what a
+GPU leaves to them (`labkit.ledger.gpus.usable`). A way is one entry of WAYS (`labkit.ways`); a lesson that teaches
+another one adds an entry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit import published
+from labkit.errors import LabError, UnknownNameError
+from labkit.ledger.case import Case
+from labkit.ledger.gpus import memory, usable
+from labkit.ledger.predict import predict
+from labkit.ledger.shapes import Architecture
+from labkit.ways import SHARDED, WAYS, Way
+
+if TYPE_CHECKING:
+    from labkit.ledger.trace import Moment
+
+MOST_BATCH = 2**16
+
+
+@dataclass(frozen=True)
+class Option:
+    """A way at a batch: what it needs, and whether that fits.
+
+    Attributes:
+        peak: the moment of the step with the most bytes.
+        host_bytes: on the host.
+        largest_batch: that fits; 0 for none.
+        fits: whether this batch does.
+        problem: why not, in a sentence.
+    """
+
+    way: Way
+    case: Case
+    peak: Moment
+    host_bytes: int
+    largest_batch: int
+    fits: bool
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The way's name, and whether it keeps activations."""
+        return self.way.name + ("+checkpointing" if self.case.segments else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "method": self.name,
+            "what": self.way.what,
+            "fits": self.fits,
+            "peak_bytes": self.peak.total,
+            "peak_at": self.peak.place,
+            "bytes": self.peak.bytes,
+            "host_bytes": self.host_bytes,
+            "largest_batch": self.largest_batch,
+            "problem": self.problem or None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All ways for one model and GPU, those that fit first, the one with the widest numbers first among them.
+
+    Attributes:
+        usable: bytes of the GPU that tensors may fill.
+        unknown: what the prediction does not know.
+    """
+
+    model: str
+    arch: Architecture
+    gpu: str
+    usable: int
+    batch: int
+    seq_len: int
+    options: tuple[Option, ...]
+    unknown: tuple[str, ...] = field(default=())
+
+    @property
+    def best(self) -> Option | None:
+        """The first that fits."""
+        return next((option for option in self.options if option.fits), None)
+
+    def lines(self, option: Option) -> str:
+        """Python that trains by an option."""
+        return option.way.lines(published.source(self.model), self.batch, self.seq_len, option.case.segments)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        best = self.best
+        return {
+            "model": self.model,
+            "parameters": self.arch.parameters,
+            "gpu": self.gpu,
+            "usable_bytes": self.usable,
+            "batch": self.batch,
+            "seq_len": self.seq_len,
+            "methods": [option.as_dict() for option in self.options],
+            "best": best.name if best else None,
+            "lines": self.lines(best) if best else None,
+            "unknown": list(self.unknown),
+        }
+
+
+def architecture(model: str) -> Architecture:
+    """Sizes of a published model, of a `config.json`, or of a model that `labkit.models` can load.
+
+    Raises:
+        LabError: for a model that is not found, or a configuration without what the formulas need.
+    """
+    if model in published.NAMES:
+        return Architecture.of(published.config(model))
+    if model.endswith(".json"):
+        return Architecture.of(_from_file(Path(model)))
+    from labkit import models
+
+    return Architecture.of(models.config(model))
+
+
+def _from_file(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        cause = f"{path} is no model's configuration ({type(error).__name__}: {str(error)[:120]})."
+        raise LabError(cause, "Give a config.json with its model_type.") from error
+
+
+def plan(
+    model: str, gpu: str, batch: int = 16, seq_len: int = 64, host: str = "", gpus: int = 1, only: str = ""
+) -> Plan:
+    """Predict every way for a model on a GPU.
+
+    Args:
+        model: a published name, a `config.json`, or what `labkit.models.load` takes.
+        gpu: a name such as "rtx-4090", or a size such as "24GB".
+        host: memory of the host, as a size; empty where it does not matter.
+        gpus: how many of them; `batch` is that of each.
+        only: the name of one way.
+
+    Raises:
+        LabError: for an unknown model or GPU, or sizes below 1.
+    """
+    if gpus < 1:
+        raise LabError(f"{gpus} GPUs are none.", "Give a number of at least 1.")
+    ways = [*WAYS, *(way.on(gpus) for way in SHARDED if gpus > 1)]
+    if only and only not in {way.name for way in ways}:
+        raise UnknownNameError.among("way to train", only, [way.name for way in ways])
+    arch, room = architecture(model), usable(memory(gpu))
+    host_room = memory(host) if host else None
+    found = [
+        _option(way, arch, batch, seq_len, checkpointing, room, host_room)
+        for way in ways
+        if only in ("", way.name)
+        for checkpointing in (False, True)
+    ]
+    found.sort(key=lambda option: not option.fits)
+    return Plan(model, arch, gpu, room, batch, seq_len, tuple(found), tuple(_unknown(arch)))
+
+
+def _option(
+    way: Way, arch: Architecture, batch: int, seq_len: int, checkpointing: bool, room: int, host_room: int | None
+) -> Option:
+    case = way.case(arch, batch, seq_len, checkpointing)
+    peak, host_bytes = predict(case).peak, way.host(case) if way.host else 0
+    problem = ""
+    if host_room is not None and host_bytes > host_room:
+        problem = f"It needs {host_bytes / 2**30:,.1f} GiB on the host."
+    elif peak.total > room:
+        category = max(peak.bytes, key=peak.bytes.__getitem__)
+        problem = f"{peak.total / 2**30:,.1f} GiB at the peak, of which {category.replace('_', ' ')} "
+        problem += f"{peak.bytes[category] / 2**30:,.1f}."
+    largest = largest_batch(case, room) if not (host_room is not None and host_bytes > host_room) else 0
+    return Option(way, case, peak, host_bytes, largest, not problem, problem)
+
+
+def largest_batch(case: Case, room: int) -> int:
+    """The largest batch whose peak is at most `room` bytes; 0 for none."""
+
+    def fits(batch: int) -> bool:
+        return predict(case.with_(batch=batch)).peak.total <= room
+
+    if not fits(1):
+        return 0
+    low = 1
+    while low < MOST_BATCH and fits(2 * low):
+        low *= 2
+    high = 2 * low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _unknown(arch: Architecture) -> Iterator[str]:
+    yield "Scratch space of kernels, and gaps between blocks: a reserve stands for them."
+    yield "Logits are counted for every token, as language modelling needs them; a classifier needs fewer."
+    yield "Step times: no rate is recorded for this GPU yet."
+    if arch.kind == "llama" and arch.kv_heads < arch.heads:
+        yield "Whether attention with shared key heads keeps its scores in fp32: some kernels do."

@@ -1,0 +1,119 @@
+"""The ways to train that the planner knows: what decides their bytes, and the lines that run them.
+
+One entry a way. `Way.changes` are fields of a `labkit.ledger.case.Case`; `Way.method` is the Python of a method that
+`labkit.train` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from labkit.ledger.case import Case
+from labkit.ledger.shapes import Architecture
+
+BF16 = {"weights": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train.
+
+    Attributes:
+        name: as in tables and on the command line.
+        what: in a few words.
+        changes: fields of a Case that make it this way.
+        imports, method: Python that makes the method.
+        host: bytes on the host for a case, where the way needs any.
+    """
+
+    name: str
+    what: str
+    changes: dict[str, Any]
+    method: str
+    imports: str = "from labkit.methods import FullFineTuning"
+    host: Callable[[Case], int] | None = None
+
+    def case(self, arch: Architecture, batch: int, seq_len: int, checkpointing: bool = False) -> Case:
+        """The case of this way."""
+        segments = arch.layers if checkpointing else 0
+        return Case(arch, batch, seq_len, segments=segments, **self.changes)
+
+    def on(self, gpus: int) -> Way:
+        """The same way on several GPUs."""
+        return replace(self, changes={**self.changes, "world_size": gpus})
+
+    def lines(self, model: str, batch: int, seq_len: int, segments: int = 0) -> str:
+        """Python that trains this way on the course's task."""
+        if not self.method:
+            return f"# {self.name}: lesson 07 runs it; this is its prediction only."
+        train = f"run = labkit.train(model, task, {self.method}, steps=100, batch_size={batch})"
+        imports = ["import labkit", "from labkit import models", self.imports]
+        if segments:
+            imports.append("from labkit.memory.checkpointed import checkpointed")
+            train = f"with checkpointed(model, {segments}):\n    {train}"
+        imports += ["from labkit.scale import Scale", "from labkit.tasks import Sentiment"]
+        body = [
+            f'model = models.load("{model}", device=Scale.here().device)',
+            f'task = Sentiment.load(model="{model}")',
+            f"task.seq_len = {seq_len}",
+            train,
+        ]
+        return "\n".join([*imports, "", *body])
+
+
+def _host_states(case: Case) -> int:
+    """fp32 master weights and two moments, and a staging buffer for gradients (labkit.memory.offload_optimizer)."""
+    return (12 + case.stored) * case.arch.parameters
+
+
+MIXED = "from labkit.numerics.mixed import MixedPrecision"
+WAYS = (
+    Way("full-fp32", "fp32 weights, AdamW", {}, "FullFineTuning()"),
+    Way(
+        "full-bf16-autocast",
+        "fp32 weights, bf16 products, AdamW",
+        {"compute": "bfloat16"},
+        'FullFineTuning(compute_dtype="bfloat16")',
+    ),
+    Way(
+        "full-bf16-master",
+        "bf16 weights, fp32 master weights, AdamW",
+        {**BF16, "master": True},
+        'MixedPrecision(weights="bfloat16", compute_dtype="bfloat16", master=True)',
+        MIXED,
+    ),
+    Way(
+        "full-adam8bit",
+        "fp32 weights, bf16 products, 8-bit moments",
+        {"compute": "bfloat16", "optimizer": "adamw8bit"},
+        'Adam8bitFineTuning(compute_dtype="bfloat16")',
+        "from labkit.numerics.quantize import Adam8bitFineTuning",
+    ),
+    Way(
+        "full-bf16",
+        "bf16 weights and moments: updates get lost (lesson 02)",
+        BF16,
+        'MixedPrecision(weights="bfloat16", compute_dtype="bfloat16")',
+        MIXED,
+    ),
+    Way(
+        "offloaded",
+        "bf16 weights; master weights, moments and AdamW on the host",
+        {**BF16, "offloaded": True},
+        'OffloadedFineTuning(weights="bfloat16")',
+        "from labkit.memory.offloaded import OffloadedFineTuning",
+        _host_states,
+    ),
+)
+
+SHARDED = tuple(
+    Way(
+        f"zero{stage}",
+        f"bf16 weights, fp32 master weights, AdamW; {what} sharded",
+        {**BF16, "master": True, "stage": stage},
+        "",
+    )
+    for stage, what in ((1, "states"), (2, "states and gradients"), (3, "states, gradients and weights"))
+)

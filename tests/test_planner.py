@@ -1,0 +1,119 @@
+"""The planner: its fits and batches are the prediction's, its lines run, and what it cannot know it says."""
+
+import json
+
+import pytest
+from micro import Letters, micro_llama
+from typer.testing import CliRunner
+
+from labkit.cli import app
+from labkit.errors import LabError, UnknownNameError
+from labkit.ledger.gpus import CONTEXT, GIB, memory, usable
+from labkit.ledger.predict import predict
+from labkit.memory.offloaded import OffloadedFineTuning
+from labkit.planner import architecture, largest_batch, plan
+from labkit.published import LLAMA, OPT
+from labkit.ways import WAYS
+
+
+def test_sizes_of_gpus():
+    assert memory("24GB") == memory("24 GiB") == memory("RTX-4090") == 24 * GIB
+    assert memory("512MB") == GIB // 2
+    assert usable(memory("24GB")) < 24 * GIB - CONTEXT and usable(1) == 0
+    for wrong in ("0GB", "-4GB"):
+        with pytest.raises(LabError, match="no size"):
+            memory(wrong)
+    with pytest.raises(UnknownNameError, match="rtx-4090"):
+        memory("rtx-4099")
+
+
+def test_published_sizes_have_the_parameters_of_their_names():
+    for name in (*OPT, *LLAMA):
+        billions = float(name.split("-")[1][:-1]) * (1e-3 if name.endswith("m") else 1)
+        assert abs(architecture(name).parameters / 1e9 / billions - 1) < 0.06, name
+
+
+def test_a_fit_is_the_prediction_and_the_largest_batch_is_the_last_that_fits():
+    found = plan("opt-1.3b", "24GB", batch=1, seq_len=512)
+    assert len(found.options) == 2 * len(WAYS)
+    for option in found.options:
+        assert option.fits == (option.peak.total <= found.usable) == (option.largest_batch >= 1)
+        assert option.fits or "GiB" in option.problem
+        for batch, fits in ((option.largest_batch, True), (option.largest_batch + 1, False)):
+            if batch:
+                assert (predict(option.case.with_(batch=batch)).peak.total <= found.usable) == fits
+    order = [option.fits for option in found.options]
+    assert order == sorted(order, reverse=True)
+    by_name = {option.name: option for option in found.options}
+    assert by_name["full-fp32+checkpointing"].largest_batch > by_name["full-fp32"].largest_batch
+    assert by_name["offloaded"].peak.total < by_name["full-bf16"].peak.total < by_name["full-fp32"].peak.total
+    assert largest_batch(by_name["full-fp32"].case, 10**9) == 0
+
+
+def test_the_host_and_several_gpus():
+    small = plan("llama-7b", "24GB", batch=1, seq_len=128, host="64GB", only="offloaded")
+    assert not any(option.fits for option in small.options) and "on the host" in small.options[0].problem
+    large = plan("llama-7b", "24GB", batch=1, seq_len=128, host="128GB", only="offloaded")
+    assert large.best is not None and large.best.host_bytes == 14 * large.arch.parameters
+    shards = {o.name: o for o in plan("llama-7b", "24GB", batch=1, seq_len=128, gpus=8).options if "zero" in o.name}
+    peaks = [shards[f"zero{stage}"].peak.total for stage in (1, 2, 3)]
+    assert peaks == sorted(peaks, reverse=True) and "lesson 07" in shards["zero3"].way.lines("x", 1, 8)
+    with pytest.raises(LabError, match="0 GPUs"):
+        plan("opt-1.3b", "24GB", gpus=0)
+    with pytest.raises(UnknownNameError, match="full-fp32"):
+        plan("opt-1.3b", "24GB", only="full-fp31")
+
+
+def test_what_the_offloaded_way_says_is_what_the_method_predicts():
+    method, model = OffloadedFineTuning(weights="bfloat16"), micro_llama()
+    method.prepare(model, Letters(), steps=1)
+    case = next(way for way in WAYS if way.name == "offloaded").case(architecture("tiny"), 1, 8)
+    assert case.offloaded and "optimizer_states" not in predict(case).peak.bytes
+    assert method.predicted_bytes()["optimizer_states"] == 0
+    method.close()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@pytest.mark.parametrize("segments", [0, 4])
+def test_the_lines_run(way, segments, monkeypatch):
+    monkeypatch.setenv("LABKIT_SCALE", "tiny")
+    lines = way.lines("tiny", batch=2, seq_len=16, segments=segments).replace("steps=100", "steps=2, progress=False")
+    scope: dict = {}
+    exec(lines, scope)
+    assert len(scope["run"].losses) == 2
+
+
+def test_a_configuration_from_a_file(tmp_path):
+    path = tmp_path / "config.json"
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    path.write_text(json.dumps({"model_type": "llama", "vocab_size": 100, **sizes}))
+    assert architecture(str(path)).hidden == 64
+    for text in ("{", "{}", json.dumps({"model_type": "opt", "num_hidden_layers": 0})):
+        path.write_text(text)
+        with pytest.raises(LabError):
+            architecture(str(path))
+
+
+def command(*arguments):
+    done = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
+    return done.exit_code, done.output
+
+
+def test_the_command_in_words_and_as_json():
+    code, text = command("--model", "opt-125m", "--gpu", "8GB", "--batch", "2", "--seq", "128")
+    assert code == 0 and "full-fp32" in text and "facebook/opt-125m" in text and "Not known here" in text
+    code, text = command("--model", "opt-125m", "--gpu", "8GB", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["best"] == "full-fp32" and len(found["methods"]) == 2 * len(WAYS)
+    code, text = command("--model", "opt-175b", "--gpu", "24GB")
+    assert code == 1 and "Nothing fits" in text
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--gpu", "24XB"), ("--batch", "0"), ("--seq", "-3"), ("--host", "0GB"), ("--model", "no/such/folder")]
+)
+def test_wrong_usage_is_one_sentence(wrong, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = {"--model": "opt-125m", "--gpu": "8GB"} | {wrong[0]: wrong[1]}
+    code, text = command(*[part for pair in options.items() for part in pair])
+    assert code == 2 and "Traceback" not in text and len(text.strip().splitlines()) <= 4
