@@ -20,6 +20,7 @@ import torch
 from labkit.energy import EnergyMeter
 from labkit.errors import LabError, UnknownNameError
 from labkit.files import write_bytes
+from labkit.ledger import fit
 from labkit.machine import Machine
 from labkit.methods import Method
 from labkit.models import parameters
@@ -182,6 +183,8 @@ def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress:
 
     device, steps = next(model.parameters()).device, run.config["steps"]
     run.ledger.predicted, first = method.predicted_bytes(), 0
+    here = ("weights", "master_weights")  # since `prepare`
+    fit.check(run.ledger, fit.available(device), sum(run.ledger.predicted.get(name, 0) for name in here))
     if state := saved.load():
         method.load_state_dict(state["method"])
         torch.set_rng_state(state["rng"])
@@ -191,14 +194,14 @@ def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress:
         torch.cuda.reset_peak_memory_stats(device)
     meter = EnergyMeter(device.type)
     bar = tqdm(total=steps, initial=first, desc=run.method, unit="step", disable=not progress, leave=False)
-    for step, examples in enumerate(order(task, run.config["batch_size"], run.config["seed"], steps)):
-        if step >= first:
-            _one(method, run, task.batch(examples).to(device), step)
-            bar.update()
-            if run.stopped:
-                break
-            saved.save(run, method, step + 1)
-    bar.close()
+    with closing(bar), fit.explained(run.ledger, device):
+        for step, examples in enumerate(order(task, run.config["batch_size"], run.config["seed"], steps)):
+            if step >= first:
+                _one(method, run, task.batch(examples).to(device), step)
+                bar.update()
+                if run.stopped:
+                    break
+                saved.save(run, method, step + 1)
     run.joules = meter.joules()
     if device.type == "cuda":
         run.ledger.peak_allocated = torch.cuda.max_memory_allocated(device)
