@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from labkit.ledger import activations
 from labkit.ledger.case import BUCKET, BUCKETS, OPTIMIZERS, Case
+from labkit.ledger.shapes import Architecture
 from labkit.ledger.trace import BLOCK, Moment, Trace
 
 ADAM8BIT_MIN, ADAM8BIT_BLOCK = 4096, 256  # smaller tensors keep 32-bit moments; values that share a scale
@@ -156,3 +157,13 @@ def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
         at("backward", activations=kept[blocks] + interior, gradients=total, temporary=passing + pending)
         total = min(total + sizes.block_gradients, sizes.gradients)
     at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)
+
+
+def kv_cache(arch: Architecture, batch: int, tokens: int, itemsize: int) -> int:
+    """Bytes of the keys and values that generation keeps: two tensors a block, each batch × key heads × tokens × width.
+
+    Args:
+        tokens: of prompt and answer so far.
+        itemsize: bytes of a value.
+    """
+    return 2 * arch.layers * batch * tokens * arch.keys * itemsize

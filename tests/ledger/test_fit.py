@@ -45,7 +45,9 @@ class Greedy(FullFineTuning):
 
 def test_running_out_is_explained_and_what_the_step_held_is_given_back():
     method = Greedy()
-    with pytest.raises(fit.DoesNotFit, match=r"ran out \(CUDA out of memory\).*weights 0\.00.*were predicted") as caught:
+    with pytest.raises(
+        fit.DoesNotFit, match=r"ran out \(CUDA out of memory\).*weights 0\.00.*were predicted"
+    ) as caught:
         train(micro_llama(), Letters(), method, steps=3, batch_size=4, progress=False)
     assert "\n" not in str(caught.value)
     gc.collect()
