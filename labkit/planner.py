@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit import published
+from labkit import paths, published
 from labkit.errors import LabError, UnknownNameError
+from labkit.ledger import flops
 from labkit.ledger.case import Case
-from labkit.ledger.gpus import memory, usable
+from labkit.ledger.flops import Rate
+from labkit.ledger.gpus import GPUS, memory, usable
 from labkit.ledger.predict import predict
 from labkit.ledger.shapes import Architecture
 from labkit.ways import SHARDED, WAYS, Way
@@ -36,6 +38,7 @@ class Option:
         host_bytes: on the host.
         largest_batch: that fits; 0 for none.
         fits: whether this batch does.
+        seconds: expected of a step, from measured ones; None where none is near enough.
         problem: why not, in a sentence.
     """
 
@@ -45,6 +48,7 @@ class Option:
     host_bytes: int
     largest_batch: int
     fits: bool
+    seconds: float | None = None
     problem: str = ""
 
     @property
@@ -63,6 +67,7 @@ class Option:
             "bytes": self.peak.bytes,
             "host_bytes": self.host_bytes,
             "largest_batch": self.largest_batch,
+            "step_seconds": self.seconds,
             "problem": self.problem or None,
         }
 
@@ -158,31 +163,52 @@ def plan(
     if only and only not in {way.name for way in ways}:
         raise UnknownNameError.among("way to train", only, [way.name for way in ways])
     arch, room = architecture(model), usable(memory(gpu))
-    host_room = memory(host) if host else None
+    limits = _Limits(room, memory(host) if host else None, gpu, rates(gpu))
     found = [
-        _option(way, arch, batch, seq_len, checkpointing, room, host_room)
+        _option(way.case(arch, batch, seq_len, checkpointing), way, limits)
         for way in ways
         if only in ("", way.name)
         for checkpointing in (False, True)
     ]
     found.sort(key=lambda option: not option.fits)
-    return Plan(model, arch, gpu, room, batch, seq_len, tuple(found), tuple(_unknown(arch)))
+    return Plan(model, arch, gpu, room, batch, seq_len, tuple(found), tuple(_unknown(found)))
 
 
-def _option(
-    way: Way, arch: Architecture, batch: int, seq_len: int, checkpointing: bool, room: int, host_room: int | None
-) -> Option:
-    case = way.case(arch, batch, seq_len, checkpointing)
+@dataclass(frozen=True)
+class _Limits:
+    """What there is: bytes on the GPU and on the host, and steps that were measured on such a GPU."""
+
+    room: int
+    host: int | None
+    gpu: str
+    rates: list[Rate]
+
+
+def _option(case: Case, way: Way, limits: _Limits) -> Option:
     peak, host_bytes = predict(case).peak, way.host(case) if way.host else 0
-    problem = ""
-    if host_room is not None and host_bytes > host_room:
+    on_host, problem = limits.host is None or host_bytes <= limits.host, ""
+    if not on_host:
         problem = f"It needs {host_bytes / 2**30:,.1f} GiB on the host."
-    elif peak.total > room:
+    elif peak.total > limits.room:
         category = max(peak.bytes, key=peak.bytes.__getitem__)
         problem = f"{peak.total / 2**30:,.1f} GiB at the peak, of which {category.replace('_', ' ')} "
         problem += f"{peak.bytes[category] / 2**30:,.1f}."
-    largest = largest_batch(case, room) if not (host_room is not None and host_bytes > host_room) else 0
-    return Option(way, case, peak, host_bytes, largest, not problem, problem)
+    largest = largest_batch(case, limits.room) if on_host else 0
+    # What crosses the bus or the network is in no rate.
+    slowed = way.host is not None or case.world_size > 1
+    expected = None if slowed else flops.seconds(case, limits.gpu, limits.rates)
+    return Option(way, case, peak, host_bytes, largest, not problem, expected, problem)
+
+
+def rates(gpu: str) -> list[Rate]:
+    """Steps that the table `anatomy` has measured on a GPU of that name; none for a mere size."""
+    path = paths.DATA / "reference" / "anatomy.json"
+    empty: dict[str, Any] = {"machine": "", "rows": []}
+    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
+    if gpu.strip().lower() not in GPUS or gpu.split("-")[0].upper() not in table["machine"].upper().split():
+        return []
+    measured = [row for row in table["rows"] if row.get("step_ms") and row["optimizer"] != "adamw8bit"]
+    return [Rate(gpu, row["products"], row["flops"], row["step_ms"] / 1000) for row in measured]
 
 
 def largest_batch(case: Case, room: int) -> int:
@@ -203,9 +229,11 @@ def largest_batch(case: Case, room: int) -> int:
     return low
 
 
-def _unknown(arch: Architecture) -> Iterator[str]:
+def _unknown(options: list[Option]) -> Iterator[str]:
+    arch = options[0].case.arch
     yield "Scratch space of kernels, and gaps between blocks: a reserve stands for them."
     yield "Logits are counted for every token, as language modelling needs them; a classifier needs fewer."
-    yield "Step times: no rate is recorded for this GPU yet."
+    if any(option.seconds is None for option in options):
+        yield "Step times where none is given: no step of about that size was measured on such a GPU."
     if arch.kind == "llama" and arch.kv_heads < arch.heads:
         yield "Whether attention with shared key heads keeps its scores in fp32: some kernels do."

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from labkit.cli import app
 from labkit.errors import LabError, UnknownNameError
+from labkit.ledger import flops
 from labkit.ledger.gpus import CONTEXT, GIB, memory, usable
 from labkit.ledger.predict import predict
 from labkit.memory.offloaded import OffloadedFineTuning
@@ -81,6 +82,20 @@ def test_the_lines_run(way, segments, monkeypatch):
     scope: dict = {}
     exec(lines, scope)
     assert len(scope["run"].losses) == 2
+
+
+def test_times_are_expected_only_where_such_a_gpu_was_measured(tmp_path, monkeypatch):
+    case = plan("opt-1.3b", "h100", batch=4, seq_len=512, only="full-fp32").options[0].case
+    row = {"products": "float32", "flops": flops.step(case), "step_ms": 250.0, "optimizer": "adamw"}
+    table = {"machine": "Linux, NVIDIA H100 80GB HBM3 (85.0 GB)", "rows": [row, {**row, "step_ms": None}]}
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "anatomy.json").write_text(json.dumps(table))
+    monkeypatch.setattr("labkit.paths.DATA", tmp_path)
+    found = {o.name: o.seconds for o in plan("opt-1.3b", "h100", batch=4, seq_len=512).options}
+    assert found["full-fp32"] == pytest.approx(0.25) and found["full-fp32+checkpointing"] > 0.3
+    assert found["full-bf16"] is None and found["offloaded"] is None
+    for other in ("80GB", "a100-80gb"):
+        assert all(o.seconds is None for o in plan("opt-1.3b", other, batch=4, seq_len=512).options)
 
 
 def test_a_configuration_from_a_file(tmp_path):

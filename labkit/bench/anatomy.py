@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TITLE = "Memory of a training step: predicted by formula, traced under fake tensors, and measured."
 UNITS = RUN_UNITS | {
+    "flops": "operations a step, by formula",
     "predicted_mib": "MiB",
     "traced_mib": "MiB",
     "peak_reserved_mib": "MiB",
@@ -119,6 +120,8 @@ def _case(config: Any, batch: int, seq_len: int, options: dict, device: str) -> 
 
 
 def _facts(model: str, case: Case) -> dict:
+    from labkit.ledger import flops
+
     return {
         "model": model,
         "method": case.train,
@@ -130,6 +133,8 @@ def _facts(model: str, case: Case) -> dict:
         "segments": case.segments,
         "attention": case.attention,
         "trainable_params": sum(case.trained),
+        "products": case.compute or case.weights,
+        "flops": flops.step(case),
     }
 
 

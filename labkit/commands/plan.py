@@ -34,11 +34,10 @@ def _show(found: Plan, gpus: int, terminal: Console) -> None:
         f"{escape(where)}, of which tensors may fill {found.usable / GIB:.1f} GiB",
         soft_wrap=True,
     )
-    table = Table(
-        "way", "", "GiB at the peak", "at", "largest batch", "on the host", "how", box=None, padding=(0, 2, 0, 0)
-    )
+    heads = ("way", "", "GiB at the peak", "at", "largest batch", "on the host", "a step", "how")
+    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     table.columns[0].no_wrap = True
-    for column in (2, 4, 5):
+    for column in (2, 4, 5, 6):
         table.columns[column].justify = "right"
     for option in found.options:
         table.add_row(*_row(option))
@@ -51,7 +50,8 @@ def _row(option: Option) -> tuple[str, ...]:
     mark = "[green]fits[/]" if option.fits else "[red]no[/]"
     host = f"{option.host_bytes / GIB:.1f} GiB" if option.host_bytes else "–"
     peak = f"{option.peak.total / GIB:.2f}"
-    return option.name, mark, peak, option.peak.place, str(option.largest_batch or "–"), host, option.way.what
+    time = f"{option.seconds:.2g} s" if option.seconds else "–"
+    return option.name, mark, peak, option.peak.place, str(option.largest_batch or "–"), host, time, option.way.what
 
 
 def _advise(found: Plan, terminal: Console) -> None:
