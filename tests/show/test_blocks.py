@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import re
 
-import matplotlib
-import matplotlib.pyplot
 import pytest
 import torch
 
 from labkit.errors import LabError
 from labkit.numerics.quantize import codebook, quantize_blockwise
 from labkit.show import blocks
-from labkit.show.style import use_style
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def style_and_clean_up():
-    use_style()
-    yield
-    matplotlib.pyplot.close("all")
 
 
 @pytest.fixture

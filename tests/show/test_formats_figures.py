@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -10,16 +9,6 @@ from matplotlib.colors import to_hex
 from labkit.numerics import formats as nf
 from labkit.numerics.formats import FORMATS
 from labkit.show import formats as figures
-from labkit.show.style import use_style
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def style_and_clean_up():
-    use_style()  # titles stand on the left in the course's style
-    yield
-    matplotlib.pyplot.close("all")
 
 
 def test_spacing_lines_are_the_gaps_and_end_where_the_format_ends():

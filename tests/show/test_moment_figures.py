@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
-import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
@@ -11,16 +9,6 @@ import torch
 from labkit.numerics.quantize import CodeBook, codebook
 from labkit.run import Run
 from labkit.show import moments as figures
-from labkit.show.style import use_style
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def style_and_clean_up():
-    use_style()  # titles stand on the left in the course's style
-    yield
-    matplotlib.pyplot.close("all")
 
 
 def title(axis) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import matplotlib
 import pytest
 import torch
 from matplotlib.colors import to_hex
@@ -16,16 +15,7 @@ from labkit.show import precision as figures
 from labkit.show import precision_record
 from labkit.show.explorer import Explorer
 from labkit.show.precision_widgets import GradientExplorer, window_words
-from labkit.show.style import PALETTE, use_style
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def style_and_clean_up():
-    use_style()  # titles stand on the left in the course's style
-    yield
-    matplotlib.pyplot.close("all")
+from labkit.show.style import PALETTE
 
 
 def title(fig, axis: int = 0) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
-import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
@@ -12,16 +10,7 @@ from matplotlib.colors import to_hex
 from labkit.errors import LabError
 from labkit.numerics.quantize import CodeBook, codebook
 from labkit.show import quantization as figures
-from labkit.show.style import PALETTE, use_style
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def style_and_clean_up():
-    use_style()  # titles stand on the left in the course's style
-    yield
-    matplotlib.pyplot.close("all")
+from labkit.show.style import PALETTE
 
 
 def title(axis) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import pytest
 
 from labkit.errors import LabError
@@ -11,16 +10,6 @@ from labkit.numerics.stack import StackConfig
 from labkit.show import stability_depth as figures
 from labkit.show.plots import smoothed
 from labkit.show.stability_widgets import DepthExplorer
-from labkit.show.style import use_style
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def style_and_clean_up():
-    use_style()  # titles stand on the left in the course's style
-    yield
-    matplotlib.pyplot.close("all")
 
 
 def title(ax):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -13,16 +12,6 @@ from labkit.numerics import attention_softmax as att
 from labkit.numerics.attention_softmax import LIBRARY, Damage
 from labkit.show import stability as figures
 from labkit.show.stability_widgets import AlphaExplorer
-from labkit.show.style import use_style
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def style_and_clean_up():
-    use_style()  # titles stand on the left in the course's style
-    yield
-    matplotlib.pyplot.close("all")
 
 
 def title(ax):
