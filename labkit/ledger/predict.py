@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from labkit.ledger import activations
 from labkit.ledger.case import BUCKET, BUCKETS, OPTIMIZERS, Case
+from labkit.ledger.segments import runs
 from labkit.ledger.shapes import Architecture
 from labkit.ledger.trace import BLOCK, Moment, Trace
 
@@ -113,6 +114,7 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
         casts = case.product * arch.vocab * arch.hidden if case.autocast else 0
         at("forward", logits=case.product * sizes.words, temporary=sizes.stream + casts)
         at("forward", logits=_loss(case, sizes), temporary=sizes.stream)
+        at("end")
         return Trace(moments)
     kept = _kept(case, sizes)
     # autocast keeps the casts of trained weights until its context ends, also those that checkpointing will make again.
@@ -138,11 +140,11 @@ def _loss(case: Case, sizes: _Sizes) -> int:
 
 
 def _kept(case: Case, sizes: _Sizes) -> list[int]:
-    """Activations after 0, 1, … blocks: all that they keep, or one tensor a segment."""
+    """Activations after 0, 1, … blocks: all that they keep, or one tensor for each segment that has begun."""
     if not case.segments:
         return [0] + [sizes.first + n * sizes.block for n in range(case.arch.layers)]
-    ends = [n * case.segments // case.arch.layers for n in range(case.arch.layers + 1)]
-    return [min(case.segments, end + 1) * sizes.stream for end in ends]
+    cuts = runs(case.arch.layers, case.segments)
+    return [sum(cut.start <= blocks for cut in cuts) * sizes.stream for blocks in range(case.arch.layers + 1)]
 
 
 def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
@@ -151,12 +153,18 @@ def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
     total = 0
     # The feed-forward part: gradients of gate and up beside that of their product, whose own value is free by then.
     passing = sizes.stream + 2 * sizes.feed_forward + sizes.gathered
-    longest = -(-case.arch.layers // case.segments) if case.segments else 0
     for blocks in range(case.arch.layers, 0, -1):
-        interior = min(longest, blocks) * sizes.block if blocks % max(1, longest) == 0 or not longest else 0
-        at("backward", activations=kept[blocks] + interior, gradients=total, temporary=passing + pending)
+        alive = _computed_again(case, sizes, blocks) if case.segments else kept[blocks]
+        at("backward", activations=alive, gradients=total, temporary=passing + pending)
         total = min(total + sizes.block_gradients, sizes.gradients)
     at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)
+
+
+def _computed_again(case: Case, sizes: _Sizes, blocks: int) -> int:
+    """Activations while the last of `blocks` blocks runs backward: its segment's up to there, and the inputs before."""
+    cuts = runs(case.arch.layers, case.segments)
+    number, cut = next((n, cut) for n, cut in enumerate(cuts) if cut.start < blocks <= cut.stop)
+    return (number + 1) * sizes.stream + (blocks - cut.start) * sizes.block
 
 
 def kv_cache(arch: Architecture, batch: int, tokens: int, itemsize: int) -> int:

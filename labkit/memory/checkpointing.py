@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from labkit.errors import LabError
+from labkit.ledger.segments import runs
 
 _HOLE = object()
 
@@ -193,25 +193,6 @@ def checkpoint(function: Callable, /, *args: Any, preserve_rng_state: bool = Tru
     outputs = _Checkpoint.apply(call, anchor, *tensors)
     assert call.result is not None
     return call.result.filled(outputs)
-
-
-def runs(layers: int, segments: int) -> list[slice]:
-    """Cut `layers` layers into `segments` runs whose lengths differ by at most one, the longer ones first.
-
-    The last segment is computed again while all other inputs are still kept, so it is one of the shorter ones. (torch
-    puts what is left over into the last one: 12 layers in 5 runs are 2, 2, 2, 2 and 4 there, and 3, 3, 2, 2, 2 here.)
-
-    Raises:
-        LabError: for fewer than one segment, or more than there are layers.
-    """
-    if not 1 <= segments <= layers:
-        raise LabError(
-            f"There are {layers} layers; they cannot be cut into {segments} segments.",
-            f"Choose a number from 1 to {layers}." if layers else "Give at least one layer.",
-        )
-    length, longer = divmod(layers, segments)
-    ends = [length * k + min(k, longer) for k in range(segments + 1)]
-    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def _through(layers: Sequence[Callable], x: Tensor) -> Tensor:

@@ -69,6 +69,10 @@ class Step:
     def backward(self, loss: Tensor) -> None:
         """Gradients, with master weights in fp32 as soon as all are there."""
         loss.backward()
+        self.to_masters()
+
+    def to_masters(self) -> None:
+        """Each 16-bit gradient becomes its master's in fp32, and is freed."""
         for parameter, master in zip(self.trained, self.masters, strict=False):
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
@@ -186,9 +190,10 @@ def follow(step: Step, round_to: int = BLOCK) -> Trace:
             loss = step.forward()
         if step.case.train != "nothing":
             tracker.place = "backward"
-            step.backward(loss)
-            tracker.register((m.grad for m in step.masters if m.grad is not None), "gradients")
+            loss.backward()
             tracker.place = "update"
+            step.to_masters()
+            tracker.register((m.grad for m in step.masters if m.grad is not None), "gradients")
             step.update()
         step.clear()
         del loss

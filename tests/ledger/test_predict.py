@@ -70,4 +70,4 @@ def test_a_trace_becomes_counters_for_perfetto(tmp_path):
     counters = [event for event in events if event["ph"] == "C"]
     assert len(counters) == len(seen.moments)
     assert max(sum(e["args"].values()) for e in counters) == pytest.approx(seen.peak.total / MIB, abs=0.01)
-    assert [e["name"] for e in events if e["ph"] == "i"] == ["start", "forward", "backward", "end"]
+    assert [e["name"] for e in events if e["ph"] == "i"] == ["start", "forward", "backward", "update", "end"]

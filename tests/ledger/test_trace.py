@@ -76,7 +76,7 @@ def test_what_is_kept_is_what_the_formula_keeps():
     assert abs(loss.bytes["activations"] + 4 * case.tokens * config.vocab_size - kept) <= 2 * numbers
 
 
-@pytest.mark.parametrize("segments", [0, 2, 6])
+@pytest.mark.parametrize("segments", [0, 1, 2, 4, 6])
 @pytest.mark.parametrize("options", POLICIES, ids=str)
 @pytest.mark.parametrize("kind", [wide_llama, wide_opt])
 def test_the_predicted_peak_is_the_traced_one(kind, options, segments):
@@ -87,6 +87,13 @@ def test_the_predicted_peak_is_the_traced_one(kind, options, segments):
         case = case_of(config, batch, seq_len, segments=segments, **options)
         predicted, traced = predict(case).peak, trace(case, config).peak
         assert abs(predicted.total / traced.total - 1) < 0.05, (batch, seq_len, predicted, traced)
+
+
+def test_every_number_of_segments_of_a_deeper_stack():
+    config = wide_llama(12)
+    for segments in range(13):
+        case = case_of(config, 16, 256, segments=segments)
+        assert abs(predict(case).peak.total / trace(case, config).peak.total - 1) < 0.015, segments
 
 
 def test_a_model_of_350_gigabytes_needs_none():

@@ -162,6 +162,7 @@ def test_other_books_can_be_chosen_and_what_is_no_book_of_8_bits_is_refused():
 
 def test_a_record_tells_books_apart_by_their_numbers():
     task = Sentiment.load(model="tiny")
+    task.test = task.test[:8]
     configs = []
     for ends in (1.0, 0.5):
         books = ("dynamic8", CodeBook("mine", torch.linspace(0, ends, 256), 8))
