@@ -26,7 +26,7 @@ PROJECTIONS = {
 
 
 class Step:
-    """Model, optimizer and one batch of random tokens.
+    """Model, optimizer and one batch of tokens: the first words of the vocabulary in order, over and over.
 
     Args:
         case: what to build.
@@ -42,7 +42,7 @@ class Step:
         self.masters = [torch.nn.Parameter(p.detach().float()) for p in trained] if case.master else []
         self.trained, self.updated = trained, self.masters or trained
         self.optimizer = _optimizer(case, self.updated) if self.updated else None
-        self.tokens = torch.zeros(case.batch, case.seq_len, dtype=torch.long, device=device)
+        self.tokens = (torch.arange(case.tokens, device=device) % case.arch.vocab).view(case.batch, case.seq_len)
 
     def warm_up(self) -> None:
         """Give the optimizer its states, as a training in its middle has them."""

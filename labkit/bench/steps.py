@@ -1,0 +1,158 @@
+"""What the tables of single training steps share: models by name, the time of a step, and rows for what does not fit.
+
+A model by name is its published configuration with random weights and no dropout, which takes the bytes and the time of
+the trained one. `llama-NxH` is a stack of N thin blocks of width H with few words, in which neither the weights nor the
+loss hide what the blocks need: a model that nobody publishes, to see a formula by.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from labkit.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from labkit.memory.step import Step
+
+Found = TypeVar("Found")
+SMOLLM2_135M = {
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "vocab_size": 49152,
+    "rope_theta": 100000.0,
+    "rms_norm_eps": 1e-5,
+}  # Ben Allal et al. 2025, arXiv:2502.02737, and HuggingFaceTB/SmolLM2-135M on the hub
+THIN_HEAD, THIN_WORDS, THIN_POSITIONS = 32, 1024, 2048
+NAMES = ("tiny", "smollm2-135m", "opt-1.3b", "llama-NxH")
+BYTES, SYNTHETIC_BYTES, COPIES_TIMED = 2**28, 2**21, 4  # of a copy that the bus is measured with
+_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def configuration(name: str) -> Any:
+    """transformers' configuration of a model in NAMES, without dropout.
+
+    Raises:
+        UnknownNameError: for another name.
+    """
+    from transformers import LlamaConfig
+
+    from labkit import models, published
+
+    if name == "tiny":
+        return models.config("tiny")
+    if name == "opt-1.3b":
+        return published.config(name, dropout=0.0)
+    if name == "smollm2-135m":
+        return LlamaConfig(**SMOLLM2_135M, tie_word_embeddings=True)  # type: ignore[arg-type]
+    if thin := re.fullmatch(r"llama-([1-9]\d*)x([1-9]\d*)", name):
+        return LlamaConfig(**_thin(*map(int, thin.groups())))
+    raise UnknownNameError.among("model to measure", name, NAMES)
+
+
+def _thin(layers: int, width: int) -> dict[str, Any]:
+    heads = max(1, width // THIN_HEAD)
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": THIN_POSITIONS,
+        "vocab_size": THIN_WORDS,
+        "tie_word_embeddings": True,
+    }
+
+
+def draw_tokens(step: Step, seed: int = 0) -> None:
+    """Random words, the same for every method, in place of those that a `Step` is made with."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(step.case.arch.vocab, step.tokens.shape, generator=generator)
+    step.tokens = words.to(step.tokens.device)
+
+
+def median_ms(run: Callable[[], Any], count: int, device: str) -> float:
+    """Median time from the beginning of one of `count` runs to the beginning of the next, in milliseconds.
+
+    On CUDA the beginnings are events on the current stream and nothing waits in between: what a run leaves to be done
+    beside the next one counts where the next one has to wait for it.
+    """
+    import torch
+
+    if device != "cuda":
+        clock = [time.perf_counter()]
+        for _ in range(count):
+            run()
+            clock.append(time.perf_counter())
+        return 1e3 * statistics.median(b - a for a, b in pairwise(clock))
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks))
+
+
+def bus_rates(device: str, gb_per_s: float | None = None) -> dict[str, float]:
+    """GB/s (10^9 bytes a second) of copies between the device and pinned memory, one way alone and both at once."""
+    import torch
+
+    from labkit.memory.lanes import Bus, host_buffer
+    from labkit.memory.timeline import COPIES, DOWNLOAD, UPLOAD, Timeline
+
+    size = SYNTHETIC_BYTES if gb_per_s else BYTES
+    timeline = Timeline(device)
+    bus = Bus(device, synthetic_gb_per_s=gb_per_s, timeline=timeline)
+    near = {lane: torch.zeros(size, dtype=torch.uint8, device=device) for lane in COPIES}
+    far = {lane: host_buffer(size, torch.uint8, pinned=bus.on_gpu) for lane in COPIES}
+    found = {}
+    for lanes, name in (((DOWNLOAD,), "{}"), ((UPLOAD,), "{}"), (COPIES, "{}_both")):
+        for _ in range(2):  # the first time is the warm-up
+            timeline.restart()
+            tickets = []
+            for _ in range(COPIES_TIMED):
+                tickets += [bus.download([(far[DOWNLOAD], near[DOWNLOAD])], "rate")] * (DOWNLOAD in lanes)
+                tickets += [bus.upload([(near[UPLOAD], far[UPLOAD])], "rate")] * (UPLOAD in lanes)
+            for ticket in tickets:
+                ticket.wait()
+        spans = timeline.spans()
+        for lane in lanes:
+            own = [s for s in spans if s.lane == lane]
+            spent = own[-1].end_ms - own[0].start_ms
+            found[name.format(lane)] = size * len(own) / spent / 1e6
+    bus.close()
+    return found
+
+
+def attempt(work: Callable[[], Found], device: str) -> tuple[Found | None, str]:
+    """What `work` returns; or None and a note, where memory does not suffice; what `work` held is released then."""
+    import torch
+
+    from labkit.bench.workers import clear
+
+    try:
+        return work(), ""
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        said = str(error)
+        if isinstance(error, RuntimeError) and not any(words in said.lower() for words in _NO_ROOM):
+            raise
+        note = f"out of memory: {said.splitlines()[0][:160]}" if said else "out of memory"
+    # Not in the handler, in which the error's traceback still holds every tensor of the attempt.
+    clear(device)
+    return None, note
+
+
+def rounded(value: float | None, digits: int = 3) -> float | None:
+    """For JSON; None stays."""
+    return None if value is None else round(value, digits)
