@@ -11,16 +11,14 @@ of matrix products took from the allocator for themselves, measured before the f
 from __future__ import annotations
 
 import gc
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from labkit.bench.steps import median_ms, rounded
 from labkit.run import UNITS as RUN_UNITS
 
 if TYPE_CHECKING:
     from labkit.ledger.case import Case
-    from labkit.memory.step import Step
     from labkit.scale import Scale
 
 TITLE = "Memory of a training step: predicted by formula, traced under fake tensors, and measured."
@@ -162,6 +160,7 @@ def _measured(case: Case, config: Any, device: str, spaces: int) -> dict:
     """The peak and the step's time; what does not fit is null, with a note."""
     import torch
 
+    from labkit.bench.workers import clear
     from labkit.ledger import MIB
     from labkit.ledger.predict import predict
 
@@ -172,9 +171,7 @@ def _measured(case: Case, config: Any, device: str, spaces: int) -> dict:
         found["residual"] = round(over, 4)
     except torch.OutOfMemoryError as error:
         found["note"] = f"does not fit: {str(error).split('. ')[0]}"
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    clear(device)
     return found
 
 
@@ -184,7 +181,8 @@ def _on_cpu(case: Case, config: Any) -> dict:
 
     step = Step(case, config, "cpu")
     step.warm_up()
-    return {"peak_allocated_mib": round(follow(step).peak.total / MIB, 1), "step_ms": _timed(step, "cpu")}
+    peak = round(follow(step).peak.total / MIB, 1)
+    return {"peak_allocated_mib": peak, "step_ms": rounded(median_ms(step.run, TIMED_STEPS, "cpu"), 2)}
 
 
 def _on_gpu(case: Case, config: Any) -> dict:
@@ -202,21 +200,8 @@ def _on_gpu(case: Case, config: Any) -> dict:
         "peak_allocated_mib": round(torch.cuda.max_memory_allocated() / MIB, 1),
         "peak_reserved_mib": round(torch.cuda.max_memory_reserved() / MIB, 1),
         "driver_mib": round((whole - free) / MIB, 1),
-        "step_ms": _timed(step, "cuda"),
+        "step_ms": rounded(median_ms(step.run, TIMED_STEPS, "cuda"), 2),
     }
-
-
-def _timed(step: Step, device: str) -> float:
-    import torch
-
-    times = []
-    for _ in range(TIMED_STEPS):
-        begin = time.perf_counter()
-        step.run()  # its loss is read, which waits for the GPU
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return round(1000 * statistics.median(times), 2)
 
 
 def workspaces(device: str) -> int:

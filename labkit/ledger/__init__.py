@@ -5,7 +5,10 @@
 - `case`: everything that decides the bytes of one training step.
 - `activations`: what autograd keeps for the backward pass, operation by operation.
 - `predict`: all categories and the peak, by formula.
-- `trace`: the same step really run under fake tensors, which have shapes and no memory.
+- `trace`: what a tracker sees of the same step, under fake tensors, which have shapes and no memory, or real ones.
+- `segments`, `flops`: where checkpointing cuts a stack, and how many operations a step takes.
+- `gpus`, `fit`: how many bytes there are, and what is said where they do not suffice.
+- `perfetto`: a trace as a file for Perfetto.
 """
 
 from labkit.ledger.counting import (

@@ -3,8 +3,8 @@
 What stays is counted parameter by parameter. With N parameters, full fine-tuning in fp32 with AdamW holds 4 N bytes of
 weights, 8 N of moments and, from backward to update, 4 N of gradients: 16 N. Mixed precision with fp32 master weights
 holds 2 N + 4 N + 8 N + 4 N (a gradient as the optimizer reads it) = 18 N, or 20 N where 16-bit gradients stay beside
-their fp32 copies. 16 N is how QLoRA's authors (Dettmers et al. 2023, arXiv:2305.14314) come to more than 780 GB for
-65 billion parameters (16-bit weights and gradients of 2 N each, and 12 N of fp32 master weights and moments).
+their fp32 copies. QLoRA's authors (Dettmers et al. 2023, arXiv:2305.14314) say "more than 780 GB" for 65 billion
+parameters in 16 bits, which is 12 N: fp32 master weights and moments alone come to that.
 
 The step adds activations (`activations`), which grow block by block in the forward pass and are freed in reverse, and
 passing tensors. Three moments compete for the peak:
@@ -19,33 +19,37 @@ In between both sums are linear in the number of blocks, so that no moment there
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from labkit.ledger import activations
 from labkit.ledger.case import BUCKET, BUCKETS, OPTIMIZERS, Case
 from labkit.ledger.segments import runs
 from labkit.ledger.shapes import Architecture
-from labkit.ledger.trace import BLOCK, Moment, Trace
+from labkit.ledger.trace import BLOCK, Moment, Trace, round_up
 
 ADAM8BIT_MIN, ADAM8BIT_BLOCK = 4096, 256  # smaller tensors keep 32-bit moments; values that share a scale
 
 
+SHARDED = {"optimizer_states": 1, "master_weights": 1, "gradients": 2, "weights": 3}  # from which stage on
+
+
+def _share(case: Case, name: str, size: int) -> int:
+    """Bytes of a category on one rank."""
+    return -(-size // case.world_size) if case.stage >= SHARDED[name] else size
+
+
 def standing(case: Case, round_to: int = BLOCK) -> dict[str, int]:
     """Bytes by category that are there before, during and after a step (gradients apart)."""
-    shards = {name: case.world_size if case.stage >= stage else 1 for name, stage in SHARDED.items()}
     sizes = [w.numel for w in case.arch.weights]
     adapters = case.adapters if case.train == "lora" else ()
-    weights = _sum([n * case.stored for n in sizes] + [4 * n for n in adapters], round_to)
-    found = {
-        "weights": -(-weights // shards["weights"]),
-        "master_weights": 0
-        if case.offloaded
-        else -(-_sum((4 * n for n in case.trained), round_to) // shards["master_weights"]) * case.master,
-        "optimizer_states": 0 if case.offloaded else -(-_states(case, round_to) // shards["optimizer_states"]),
-        "buffers": _sum([8 * case.tokens], round_to),
-    }
+    whole = {"weights": _sum([n * case.stored for n in sizes] + [4 * n for n in adapters], round_to)}
+    if case.master and not case.offloaded:
+        whole["master_weights"] = _sum((4 * n for n in case.trained), round_to)
+    if not case.offloaded:
+        whole["optimizer_states"] = _states(case, round_to)
+    found = {name: _share(case, name, size) for name, size in whole.items()}
+    found["buffers"] = _sum([8 * case.tokens], round_to)
     return {name: count for name, count in found.items() if count}
-
-
-SHARDED = {"optimizer_states": 1, "master_weights": 1, "gradients": 2, "weights": 3}
 
 
 def gradients(case: Case, round_to: int = BLOCK) -> int:
@@ -53,8 +57,7 @@ def gradients(case: Case, round_to: int = BLOCK) -> int:
     if case.offloaded:
         sizes = [n * case.updated for n in case.trained]
         return min(BUCKETS * BUCKET, sum(sizes)) + max(sizes)
-    shards = case.world_size if case.stage >= SHARDED["gradients"] else 1
-    return -(-_sum((n * case.updated for n in case.trained), round_to) // shards)
+    return _share(case, "gradients", _sum((n * case.updated for n in case.trained), round_to))
 
 
 def _states(case: Case, round_to: int) -> int:
@@ -73,8 +76,8 @@ def _adam8bit(count: int, round_to: int) -> int:
     return _sum([count, count, scales, scales], round_to)
 
 
-def _sum(sizes, round_to: int) -> int:
-    return sum(-(-size // round_to) * round_to for size in sizes)
+def _sum(sizes: Iterable[int], round_to: int) -> int:
+    return sum(round_up(size, round_to) for size in sizes)
 
 
 class _Sizes:
@@ -92,8 +95,7 @@ class _Sizes:
         size = case.updated if not case.master else case.stored
         self.embedding = arch.vocab * arch.hidden * size if case.train == "full" else 0
         per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
-        shards = case.world_size if case.stage >= SHARDED["gradients"] else 1
-        self.block_gradients = per_block * size // shards
+        self.block_gradients = _share(case, "gradients", per_block * size)
         self.gradients = gradients(case, round_to) if case.train != "nothing" else 0
         gathered = sum(w.numel for w in arch.block) * case.stored
         self.gathered = gathered if case.stage == 3 and case.world_size > 1 else 0
@@ -128,7 +130,7 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
     at("forward", activations=whole, logits=_loss(case, sizes), temporary=head)
     at("backward", activations=whole, logits=12 * sizes.words)
     _backward(case, sizes, kept, at)
-    at("update", gradients=gradients(case, round_to))
+    at("update", gradients=sizes.gradients)
     at("end")
     return Trace(moments)
 
@@ -153,16 +155,16 @@ def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
     total = 0
     # The feed-forward part: gradients of gate and up beside that of their product, whose own value is free by then.
     passing = sizes.stream + 2 * sizes.feed_forward + sizes.gathered
+    cuts = runs(case.arch.layers, case.segments) if case.segments else []
     for blocks in range(case.arch.layers, 0, -1):
-        alive = _computed_again(case, sizes, blocks) if case.segments else kept[blocks]
+        alive = _computed_again(sizes, cuts, blocks) if cuts else kept[blocks]
         at("backward", activations=alive, gradients=total, temporary=passing + pending)
         total = min(total + sizes.block_gradients, sizes.gradients)
     at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)
 
 
-def _computed_again(case: Case, sizes: _Sizes, blocks: int) -> int:
+def _computed_again(sizes: _Sizes, cuts: list[slice], blocks: int) -> int:
     """Activations while the last of `blocks` blocks runs backward: its segment's up to there, and the inputs before."""
-    cuts = runs(case.arch.layers, case.segments)
     number, cut = next((n, cut) for n, cut in enumerate(cuts) if cut.start < blocks <= cut.stop)
     return (number + 1) * sizes.stream + (blocks - cut.start) * sizes.block
 

@@ -28,6 +28,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 BLOCK = 512  # bytes: CUDA allocations are multiples of it
 
 
+def round_up(size: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return -(-size // to) * to
+
+
 @dataclass(frozen=True)
 class Moment:
     """Bytes by category after one operation, and where in the step that was."""
@@ -146,7 +151,7 @@ class Tracker(TorchDispatchMode):
             if known and entry.category != category:
                 self._move(entry, category)
             return
-        size = -(-storage.nbytes() // self.round_to) * self.round_to
+        size = round_up(storage.nbytes(), self.round_to)
         if size:
             entry = _Storage(category, size)
             entry.watch = weakref.ref(storage, partial(self._gone, entry))
