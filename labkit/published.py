@@ -2,6 +2,7 @@
 
 OPT: Zhang et al. 2022, arXiv:2205.01068, table 1 (350M, which normalizes late and projects its embeddings, is left
 out). LLaMA: Touvron et al. 2023, arXiv:2302.13971, table 2, and the released configurations for the feed-forward width.
+SmolLM2: Ben Allal et al. 2025, arXiv:2502.02737, and HuggingFaceTB/SmolLM2-135M on the hub.
 """
 
 from __future__ import annotations
@@ -31,7 +32,19 @@ LLAMA = {
     "llama-33b": (60, 52, 6656, 17920),
     "llama-65b": (80, 64, 8192, 22016),
 }
-NAMES = (*OPT, *LLAMA)
+SMOLLM2_135M = {
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "vocab_size": 49152,
+    "rope_theta": 100000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+NAMES = ("smollm2-135m", *OPT, *LLAMA)
 
 
 def config(name: str, **changes: Any) -> PretrainedConfig:
@@ -50,6 +63,8 @@ def config(name: str, **changes: Any) -> PretrainedConfig:
         layers, heads, width, inner = LLAMA[name]
         sizes = {"hidden_size": width, "intermediate_size": inner, "tie_word_embeddings": False}
         return LlamaConfig(**{**sizes, "num_hidden_layers": layers, "num_attention_heads": heads, **changes})
+    if name == "smollm2-135m":
+        return LlamaConfig(**{**SMOLLM2_135M, **changes})  # type: ignore[arg-type]
     raise UnknownNameError.among("published model", name, NAMES)
 
 

@@ -20,25 +20,13 @@ if TYPE_CHECKING:
     from labkit.memory.step import Step
 
 Found = TypeVar("Found")
-SMOLLM2_135M = {
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "vocab_size": 49152,
-    "rope_theta": 100000.0,
-    "rms_norm_eps": 1e-5,
-}  # Ben Allal et al. 2025, arXiv:2502.02737, and HuggingFaceTB/SmolLM2-135M on the hub
 THIN_HEAD, THIN_WORDS, THIN_POSITIONS = 32, 1024, 2048
-NAMES = ("tiny", "smollm2-135m", "opt-1.3b", "llama-NxH")
 BYTES, SYNTHETIC_BYTES, COPIES_TIMED = 2**28, 2**21, 4  # of a copy that the bus is measured with
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def configuration(name: str) -> Any:
-    """transformers' configuration of a model in NAMES, without dropout.
+    """transformers' configuration of the tiny model, of a published one or of a `llama-NxH`, without dropout.
 
     Raises:
         UnknownNameError: for another name.
@@ -49,13 +37,11 @@ def configuration(name: str) -> Any:
 
     if name == "tiny":
         return models.config("tiny")
-    if name == "opt-1.3b":
-        return published.config(name, dropout=0.0)
-    if name == "smollm2-135m":
-        return LlamaConfig(**SMOLLM2_135M, tie_word_embeddings=True)  # type: ignore[arg-type]
+    if name in published.NAMES:
+        return published.config(name, **({"dropout": 0.0} if name in published.OPT else {}))
     if thin := re.fullmatch(r"llama-([1-9]\d*)x([1-9]\d*)", name):
         return LlamaConfig(**_thin(*map(int, thin.groups())))
-    raise UnknownNameError.among("model to measure", name, NAMES)
+    raise UnknownNameError.among("model to measure", name, ("tiny", *published.NAMES, "llama-NxH"))
 
 
 def _thin(layers: int, width: int) -> dict[str, Any]:
