@@ -230,10 +230,7 @@ def largest_batch(case: Case, room: int) -> int:
 
 
 def _unknown(options: list[Option]) -> Iterator[str]:
-    arch = options[0].case.arch
     yield "Scratch space of kernels, and gaps between blocks: a reserve stands for them."
     yield "Logits are counted for every token, as language modelling needs them; a classifier needs fewer."
     if any(option.seconds is None for option in options):
         yield "Step times where none is given: no step of about that size was measured on such a GPU."
-    if arch.kind == "llama" and arch.kv_heads < arch.heads:
-        yield "Whether attention with shared key heads keeps its scores in fp32: some kernels do."

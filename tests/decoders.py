@@ -14,7 +14,7 @@ def llama(layers: int = 2, tied: bool = True, attention: str = "sdpa", **changes
         **{**sizes, **changes},
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=32,
+        max_position_embeddings=512,
         tie_word_embeddings=tied,
         attn_implementation=attention,
     )
@@ -29,7 +29,7 @@ def opt(layers: int = 2, tied: bool = True, attention: str = "sdpa", dropout: fl
         ffn_dim=48,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=32,
+        max_position_embeddings=512,
         dropout=dropout,
         tie_word_embeddings=tied,
         attn_implementation=attention,

@@ -32,7 +32,7 @@ class SavedOnHost(Plain):
         def pack(tensor: Tensor) -> Tensor:
             nonlocal moved
             moved += tensor.nbytes
-            return tensor
+            return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.step.forward()

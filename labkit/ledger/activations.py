@@ -42,19 +42,23 @@ def block(case: Case, first: bool = False) -> Iterator[Kept]:
     """What one block keeps; the `first` one has an input that needs no gradient where the embedding is frozen."""
     if case.train == "nothing":
         return
-    inner = ("gate", "up") if case.arch.kind == "llama" else ("up",)
     asleep = first and case.train == "lora"
     yield from _norm(case, "norm1", asleep)
     yield from _inputs(case, ("q", "k", "v"), case.arch.hidden, asleep)
     yield from _attention(case, asleep)
-    yield from _inputs(case, ("o",), case.arch.queries, shared=case.attention == "flash")
+    yield from _inputs(case, ("o",), case.arch.queries, shared=not case.keeps_scores)
     yield from _dropout(case, "attention")
+    yield from second_half(case)
+    yield from _casts(case, asleep)
+
+
+def second_half(case: Case) -> Iterator[Kept]:
+    """The feed-forward part's share of a block: free again when backward comes to the attention."""
     yield from _norm(case, "norm2")
-    yield from _inputs(case, inner, case.arch.hidden)
+    yield from _inputs(case, ("gate", "up") if case.arch.kind == "llama" else ("up",), case.arch.hidden)
     yield from _feed_forward(case)
     yield from _inputs(case, ("down",), case.arch.ffn, shared=case.arch.kind == "opt")
     yield from _dropout(case, "feed-forward")
-    yield from _casts(case, asleep)
 
 
 def outside(case: Case) -> Iterator[Kept]:
@@ -120,7 +124,7 @@ def _adapter(case: Case, name: str, values: int, asleep: bool) -> Iterator[Kept]
 
 def _attention(case: Case, asleep: bool = False) -> Iterator[Kept]:
     arch, c, tokens = case.arch, case.product, case.tokens
-    if case.attention == "flash":
+    if not case.keeps_scores:
         yield Kept("queries", c * tokens * arch.queries)
         yield Kept("keys and values", 2 * c * tokens * arch.keys)
         yield Kept("logarithms of the sums", 4 * tokens * arch.heads)

@@ -34,7 +34,7 @@ class Case:
         optimizer: one of OPTIMIZERS.
         master: fp32 master weights beside 16-bit weights; gradients and states are then fp32.
         segments: of checkpointing; 0 keeps every activation, `arch.layers` keeps one tensor a block.
-        attention: "flash" keeps no scores; "eager" keeps them.
+        attention: "flash" keeps no scores where a kernel for that exists (`keeps_scores`); "eager" keeps them.
         stage: of ZeRO: 1 shards optimizer states (and master weights), 2 gradients too, 3 weights too.
         world_size: GPUs among which the stage shards.
         device: "cuda" or "cpu": a few operations keep other bytes there.
@@ -106,6 +106,16 @@ class Case:
     def autocast(self) -> bool:
         """Whether products run in another dtype than the weights'."""
         return bool(self.compute) and self.compute != self.weights
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether backward finds softmax's T × T probabilities kept.
+
+        On CUDA none of torch's fused kernels takes fp32 queries that share keys: they are repeated, and the scores
+        written out, as in the eager way.
+        """
+        shared = self.arch.kv_heads < self.arch.heads
+        return self.attention == "eager" or (self.device == "cuda" and self.product == 4 and shared)
 
     @property
     def trained(self) -> tuple[int, ...]:

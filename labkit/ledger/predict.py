@@ -92,6 +92,13 @@ class _Sizes:
         outside = [k for k in activations.outside(case) if k.name != activations.LOGITS]
         self.outside = _sum((k.bytes for k in outside), round_to)
         self.feed_forward = case.product * tokens * arch.ffn
+        self.second_half = _sum((k.bytes for k in activations.second_half(case)), round_to)
+        scores = arch.heads * case.seq_len * tokens if case.keeps_scores else 0
+        # Backward: gradients of fp32 probabilities and of scores, while the 16-bit copy of the former is free again.
+        self.scores = (8 - (case.product if case.product < 4 else 0)) * scores
+        # Forward: scores and probabilities, what they are made of, and the mask; autocast adds it to scores in fp32.
+        made_of = case.product * tokens * (3 * arch.queries + 2 * arch.keys) + 2 * self.stream
+        self.scored = (10 if case.autocast else 8) * scores + made_of + 2 * case.stored * case.seq_len**2
         size = case.updated if not case.master else case.stored
         self.embedding = arch.vocab * arch.hidden * size if case.train == "full" else 0
         per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
@@ -112,7 +119,7 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
     if case.train == "nothing":
         arch = case.arch
         passing = 2 * sizes.stream + 3 * sizes.feed_forward + sizes.gathered
-        at("forward", temporary=passing)
+        at("forward", temporary=max(passing, sizes.scored if sizes.scores else 0))
         casts = case.product * arch.vocab * arch.hidden if case.autocast else 0
         at("forward", logits=case.product * sizes.words, temporary=sizes.stream + casts)
         at("forward", logits=_loss(case, sizes), temporary=sizes.stream)
@@ -159,6 +166,9 @@ def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
     for blocks in range(case.arch.layers, 0, -1):
         alive = _computed_again(sizes, cuts, blocks) if cuts else kept[blocks]
         at("backward", activations=alive, gradients=total, temporary=passing + pending)
+        if sizes.scores:
+            alive -= sizes.second_half
+            at("backward", activations=alive, gradients=total, temporary=sizes.stream + sizes.scores + pending)
         total = min(total + sizes.block_gradients, sizes.gradients)
     at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)
 

@@ -10,19 +10,22 @@ and the price is one more forward pass, whatever s is. A layer of a language mod
 (A >> I); then s comes out near n, which is why libraries checkpoint every single layer.
 
 The second computation has to repeat the first one bit for bit, so it sees the same random numbers (dropout) and the
-same autocast. It runs inside the backward pass of one autograd node, as in torch's reentrant variant. Unlike there, the
-forward pass runs with gradients on, and a hook drops every tensor that the graph would keep. Its graph then says which
-outputs depend on something that trains, before it is dropped as well. Under `no_grad` nobody could tell: torch's
-variant gives no gradient at all to the weights of a segment none of whose inputs needs one (the first, after a frozen
-embedding), or would compute a frozen segment again for nothing. And code that asks whether gradients are on (some
-attention kernels do) takes the same branch both times.
+same autocast. It runs inside the backward pass of one autograd node.
+
+The first computation runs with gradients on, and a hook takes every tensor that its graph would keep and leaves an
+empty slot. So the graph, without its tensors, is there before it is needed: it says which outputs depend on something
+that trains, and backward goes through it as soon as the second computation has filled the slots, again by a hook. That
+computation ends when the last slot is full, and what comes after is not computed twice: the last matrix product of a
+segment, which is a third of a feed-forward block's work. (torch.utils.checkpoint calls it early stopping.) A graph that
+the second computation makes, as in torch's older reentrant variant, cannot do without it. That variant also gives no
+gradient at all to the weights of a segment none of whose inputs needs one, such as the first after a frozen embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -30,87 +33,117 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
-from torch.utils import _pytree as pytree
 
 from labkit.errors import LabError
 from labkit.ledger.segments import runs
-
-_HOLE = object()
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Nested tuples, lists and dictionaries with a hole where each tensor was."""
-
-    leaves: list[Any]
-    spec: pytree.TreeSpec
-
-    @classmethod
-    def of(cls, tree: Any) -> tuple[_Frame, list[Tensor]]:
-        leaves, spec = pytree.tree_flatten(tree)
-        holes = [_HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return cls(holes, spec), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-    def filled(self, tensors: Iterable[Tensor]) -> Any:
-        rest = iter(tensors)
-        return pytree.tree_unflatten([next(rest) if leaf is _HOLE else leaf for leaf in self.leaves], self.spec)
+from labkit.memory.replay import Call, Frame, Surroundings
 
 
-class _Surroundings:
-    """What a result depends on beside the arguments: random number generators and autocast."""
+class _Slot:
+    """Where a tensor that backward needs will be, once it is computed again."""
 
-    def __init__(self, tensors: Sequence[Tensor], preserve_rng_state: bool):
-        cards = sorted({t.device.index for t in tensors if t.is_cuda}) if preserve_rng_state else []
-        self.cpu = torch.get_rng_state() if preserve_rng_state else None
-        self.cuda = {card: torch.cuda.get_rng_state(card) for card in cards}
-        kinds = sorted({"cpu", *(t.device.type for t in tensors)})
-        self.autocast = {kind: _autocast(kind) for kind in kinds if torch.amp.is_autocast_available(kind)}
+    __slots__ = ("__weakref__", "kind", "tensor")
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """As it was in the forward pass; afterwards as it is now."""
-        with ExitStack() as stack:
-            if self.cpu is not None:
-                stack.enter_context(torch.random.fork_rng(list(self.cuda)))
-                torch.set_rng_state(self.cpu)
-                for card, state in self.cuda.items():
-                    torch.cuda.set_rng_state(state, card)
-            for kind, options in self.autocast.items():
-                stack.enter_context(torch.autocast(kind, **options))
-            yield
+    def __init__(self, tensor: Tensor):
+        self.kind = (tensor.shape, tensor.dtype)
+        self.tensor: Tensor | None = None
+
+    def take(self) -> Tensor:
+        """The tensor, which is then kept here no longer."""
+        tensor, self.tensor = self.tensor, None
+        if tensor is None:
+            raise LabError(
+                "This tensor comes from inside a checkpointed segment, and what its gradient needs was dropped.",
+                "Let the segment return it, or do not checkpoint this part.",
+            )
+        return tensor
 
 
-def _autocast(kind: str) -> dict[str, Any]:
-    return {
-        "enabled": torch.is_autocast_enabled(kind),
-        "dtype": torch.get_autocast_dtype(kind),
-        "cache_enabled": torch.is_autocast_cache_enabled(),
-    }
+class _Enough(BaseException):
+    """The last slot is full. No error, so no `except Exception` in a model may catch it."""
 
 
-class _Call:
-    """A function call without its tensors, and how to make it again."""
+class _Slots:
+    """The slots of a call's graph in the order in which they are filled; none waits for a node that is gone."""
 
-    def __init__(self, function: Callable, arguments: _Frame, surroundings: _Surroundings):
-        self.function, self.arguments, self.surroundings = function, arguments, surroundings
-        self.result: _Frame | None = None
+    def __init__(self) -> None:
+        self._slots: list[weakref.ref[_Slot]] = []
 
-    def on(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        """The tensors of the function's result; the rest of it goes to `result`."""
-        args, kwargs = self.arguments.filled(tensors)
-        self.result, outputs = _Frame.of(self.function(*args, **kwargs))
-        return outputs
+    def leave(self, tensor: Tensor) -> _Slot:
+        """An empty slot in place of the tensor."""
+        slot = _Slot(tensor)
+        self._slots.append(weakref.ref(slot))
+        return slot
+
+    def fill(self, compute: Callable[[], Any]) -> None:
+        """Run `compute` until every slot has its tensor."""
+        rest = [ref() for ref in self._slots]
+        while rest and rest[-1] is None:
+            rest.pop()
+        rest.reverse()
+
+        def put(tensor: Tensor) -> None:
+            slot = rest.pop()
+            if slot is not None:
+                if slot.kind != (tensor.shape, tensor.dtype):
+                    raise _changed()
+                slot.tensor = tensor.detach()  # the tensor itself may hold the graph that holds the slot
+            if not rest:
+                raise _Enough
+
+        if rest:
+            with suppress(_Enough), saved_tensors_hooks(put, _nothing):
+                compute()
+                raise _changed()
+
+    def clear(self) -> None:
+        """Empty the slots of nodes that backward did not come to."""
+        for ref in self._slots:
+            if (slot := ref()) is not None:
+                slot.tensor = None
+
+
+def _nothing(_: None) -> Tensor:
+    raise _changed()  # nobody goes through the second graph
+
+
+def _changed() -> LabError:
+    return LabError(
+        "A checkpointed segment computed something else the second time.",
+        "Let it depend on nothing but its arguments, its weights and torch's random numbers.",
+    )
+
+
+class _Door(torch.autograd.Function):
+    """Lets tensors into a segment without the graph that made them, and remembers the gradients that come out again.
+
+    It takes the place of leaves, which would hold the tensors as long as the graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        ctx.call.gradients = gradients
+        return (None,) * (2 + len(gradients))
 
 
 class _Checkpoint(torch.autograd.Function):
     """A call as one node of the graph, which keeps the call's tensors and nothing from inside it."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad(), saved_tensors_hooks(lambda _: None, _dropped):
-            outputs = call.on(_leaves(tensors))
+    def forward(ctx: Any, call: Call, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        slots, ctx.wanted = _Slots(), [t.requires_grad for t in tensors]
+        with torch.enable_grad(), saved_tensors_hooks(slots.leave, _Slot.take):
+            through = iter(_Door.apply(call, anchor, *(t.detach() for t in tensors if t.requires_grad)))
+            outputs = call.on([next(through) if t.requires_grad else t.detach() for t in tensors])
         if any(output.requires_grad for output in outputs):
-            ctx.call = call
+            ctx.call, ctx.slots = call, slots
+            ctx.ends = [get_gradient_edge(o) if o.requires_grad else None for o in outputs]
             ctx.save_for_backward(*tensors)  # not as attributes: hooks and in-place checks see these
         ctx.set_materialize_grads(False)
         results = tuple(output.detach() for output in outputs)
@@ -120,29 +153,18 @@ class _Checkpoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_other_ways_to_differentiate()
-        inputs = _leaves(_saved(ctx))
-        with ctx.call.surroundings.restored(), torch.enable_grad():
-            outputs = ctx.call.on(inputs)
-        pairs = [
-            (get_gradient_edge(o), g)
-            for o, g in zip(outputs, gradients, strict=True)
-            if o.requires_grad and g is not None
-        ]
-        del outputs  # the graph is enough to start from; the values are already where the next segment was
-        torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])  # adds to the weights' .grad itself
-        return None, None, *(t.grad for t in inputs)
-
-
-def _leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The same values, cut off from the graph that made them."""
-    return [t.detach().requires_grad_(t.requires_grad) for t in tensors]
-
-
-def _dropped(_: None) -> Tensor:
-    raise LabError(
-        "This tensor comes from inside a checkpointed segment, and what its gradient needs was dropped.",
-        "Let the segment return it, or do not checkpoint this part.",
-    )
+        call = ctx.call
+        inputs = [t.detach().requires_grad_(w) for t, w in zip(_saved(ctx), ctx.wanted, strict=True)]
+        with call.surroundings.restored(), torch.enable_grad():
+            ctx.slots.fill(partial(call.on, inputs))
+        del inputs
+        call.gradients = (None,) * sum(ctx.wanted)
+        pairs = [(end, g) for end, g in zip(ctx.ends, gradients, strict=True) if end is not None and g is not None]
+        # It adds to the weights' .grad itself. The graph stays for another backward pass; its slots are empty by then.
+        torch.autograd.backward([end for end, _ in pairs], [g for _, g in pairs], retain_graph=True)
+        ctx.slots.clear()
+        found, call.gradients = iter(call.gradients), ()
+        return None, None, *(next(found) if wanted else None for wanted in ctx.wanted)
 
 
 def _saved(ctx: Any) -> tuple[Tensor, ...]:
@@ -186,8 +208,8 @@ def checkpoint(function: Callable, /, *args: Any, preserve_rng_state: bool = Tru
     """
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
-    arguments, tensors = _Frame.of((args, kwargs))
-    call = _Call(function, arguments, _Surroundings(tensors, preserve_rng_state))
+    arguments, tensors = Frame.of((args, kwargs))
+    call = Call(function, arguments, Surroundings(tensors, preserve_rng_state))
     # autograd makes a node only for an input that needs a gradient; the weights are none of the inputs, so this is one.
     anchor = torch.empty(0, requires_grad=True)
     outputs = _Checkpoint.apply(call, anchor, *tensors)

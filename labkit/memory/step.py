@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from labkit.errors import LabError
 from labkit.ledger import optimizer_tensors
@@ -144,8 +145,11 @@ def trace(case: Case, config: Any, round_to: int = BLOCK) -> Trace:
         cause = "8-bit Adam looks at its values, and fake tensors have none."
         raise LabError(cause, "Predict by formula, or trace with adamw and count 2 bytes a value.")
     model = build(case, config, "meta")
-    with FakeTensorMode(allow_non_fake_inputs=True), _one_sequence_a_row():
+    with FakeTensorMode(allow_non_fake_inputs=True), _one_sequence_a_row(), _attention_of(case):
         _fake(model)
+        for module in model.modules():
+            if hasattr(module, "layerdrop"):
+                module.training = False  # it would draw a number a layer and compare it, and here it has no value
         step = Step(case, config, "cpu", model)
         step.warm_up()
         return follow(step, round_to)
@@ -171,6 +175,13 @@ def _one_sequence_a_row() -> Iterator[None]:
     """transformers looks for several sequences packed into a row, cannot see values here, and would make a mask."""
     with mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None):
         yield
+
+
+def _attention_of(case: Case) -> AbstractContextManager:
+    """torch's unfused attention where a GPU would take it, since fake tensors stand on a CPU, which has a fused one."""
+    if case.keeps_scores and case.attention == "flash":
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def follow(step: Step, round_to: int = BLOCK) -> Trace:

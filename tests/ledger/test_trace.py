@@ -115,3 +115,25 @@ def test_8_bit_adam_cannot_be_traced_and_says_so():
     config = llama()
     with pytest.raises(LabError, match="looks at its values"):
         trace(case_of(config, optimizer="adamw8bit"), config)
+
+
+@pytest.mark.parametrize("segments", [0, 2, 6])
+@pytest.mark.parametrize("options", POLICIES, ids=str)
+@pytest.mark.parametrize("kind", [wide_llama, wide_opt])
+def test_scores_that_are_written_out_decide_the_peak_of_long_sequences(kind, options, segments):
+    if segments and options.get("train") == "nothing":
+        pytest.skip("nothing is kept, and nothing computed again")
+    config = kind()
+    case = Case(Architecture.of(config), 2, 512, segments=segments, attention="eager", **options)
+    assert trace(case, config).peak.total == pytest.approx(predict(case).peak.total, rel=0.05)
+
+
+def test_a_gpu_keeps_the_scores_of_fp32_queries_that_share_keys_and_no_others():
+    config = wide_llama()
+    case = Case(Architecture.of(config), 4, 512)
+    shared, lone = predict(case).peak.total, predict(case.with_(device="cpu")).peak.total
+    assert shared - lone >= 0.9 * config.num_hidden_layers * 4 * case.arch.heads * case.tokens * case.seq_len
+    assert trace(case, config).peak.total == pytest.approx(shared, rel=0.01)
+    for same in (case.with_(weights="bfloat16"), case.with_(compute="bfloat16")):
+        assert not same.keeps_scores
+    assert not Case(Architecture.of(wide_opt()), 4, 512).keeps_scores

@@ -86,7 +86,7 @@ def test_layers_run_twice_and_only_inputs_are_kept(segments):
     model = micro_opt()
     calls = [0] * 4
     for place, layer in enumerate(model.model.decoder.layers):
-        layer.register_forward_hook(lambda *_, place=place: calls.__setitem__(place, calls[place] + 1))
+        layer.register_forward_pre_hook(lambda *_, place=place: calls.__setitem__(place, calls[place] + 1))
     loss = loss_of(model)
     assert calls == [1] * 4
 
