@@ -102,7 +102,7 @@ class Plan:
     min_bytes: int = 2**20
 
 
-_GPU = Plan("opt-1.3b", ((8, 512), (24, 1024), (40, 1024)), ((8, 512),))
+_GPU = Plan("opt-1.3b", ((8, 512), (24, 1024), (32, 1024)), ((8, 512),))
 # Without a GPU it is always the first.
 PLANS = {"tiny": Plan("tiny", ((8, 64),), ((8, 64),), 0.2, 1.0, 2**16), "small": _GPU, "full": _GPU}
 

@@ -50,6 +50,9 @@ POLICIES: dict[str, dict[str, Any]] = {
 TRAINS = {"everything": "full", "LoRA on q and v": "lora", "nothing (forward only)": "nothing"}
 ATTENTION = {"flash (keeps no scores)": "flash", "eager (keeps the scores)": "eager"}
 CHECKPOINTING = {"off": False, "every layer": True}
+# On the cells themselves: a widget's table has no style that keeps columns apart, and a page's may overrule a table's.
+HEAD = "text-align:right;padding:3px 8px 3px 20px"
+NAME = "text-align:left;padding:3px 8px"
 
 
 def ledger_figure(trace: Trace, gpus: Mapping[str, int] = GPUS) -> Figure:
@@ -94,7 +97,8 @@ def ledger_table(trace: Trace, parameters: int) -> str:
     """Categories as an HTML table: bytes at the peak, at their own highest, and that a parameter of the model."""
     size, unit = unit_of(trace.peak.total)
     head = ("category", f"at the peak ({unit})", f"highest in the step ({unit})", "highest, bytes a parameter")
-    cells = "".join(f'<th scope="col" style="padding-left:1.5em">{text}</th>' for text in head)
+    styles = (NAME, HEAD, HEAD, HEAD)
+    cells = "".join(f'<th scope="col" style="{s}">{text}</th>' for text, s in zip(head, styles, strict=True))
     lines = [f'<tr><td aria-hidden="true"></td>{cells}</tr>']
     tops, peak = highest(trace), trace.peak.bytes
     rows = [(name, peak.get(name, 0), tops[name]) for name in CATEGORIES if name in tops]
@@ -103,12 +107,13 @@ def ledger_table(trace: Trace, parameters: int) -> str:
         lines.append(f"<tr>{patch}{_row(called(name), now / size, top / size, top / parameters)}</tr>")
     total = trace.peak.total
     lines.append(f'<tr><td aria-hidden="true"></td>{_row("sum", total / size, total / size, total / parameters)}</tr>')
-    return f'<div style="overflow-x:auto"><table style="text-align:right">{"".join(lines)}</table></div>'
+    table = '<table cellpadding="8" style="text-align:right;line-height:1.3">'
+    return f'<div style="overflow-x:auto">{table}{"".join(lines)}</table></div>'
 
 
 def _row(name: str, now: float, top: float, each: float) -> str:
     numbers = (f"{now:,.2f}", f"{top:,.2f}", f"{each:.2f}")
-    return f'<th scope="row" style="text-align:left">{name}</th>' + "".join(f"<td>{text}</td>" for text in numbers)
+    return f'<th scope="row" style="{NAME}">{name}</th>' + "".join(f"<td>{text}</td>" for text in numbers)
 
 
 class LedgerExplorer(Explorer):

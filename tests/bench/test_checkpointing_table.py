@@ -199,7 +199,7 @@ def test_on_a_gpu_bytes_are_the_allocators():
         made = list(bench.rows(replace(SCALE, name="small", device="cuda", dtype="bfloat16")))
     assert all(row["loss_equal"] for row in made) and not any(row["note"] for row in made)
     for row in made:
-        # cuBLAS's workspace of 32 MiB is in the allocator's sum and in no formula
-        assert -8 < row["peak_blocks_mib"] - row["predicted_blocks_mib"] < 0.1 * row["predicted_blocks_mib"] + 40
+        # the workspaces of matrix products, some 65 MiB, are in the allocator's sum and in no formula
+        assert -8 < row["peak_blocks_mib"] - row["predicted_blocks_mib"] < 0.1 * row["predicted_blocks_mib"] + 80
     assert made[1]["peak_blocks_mib"] == pytest.approx(made[2]["peak_blocks_mib"], rel=0.05)
     assert made[1]["kept_mib"] < 0.5 * made[0]["kept_mib"]

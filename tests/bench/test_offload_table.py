@@ -218,7 +218,7 @@ def test_on_a_gpu_every_row_is_measured(patched, monkeypatch):
     assert all(row["step_ms"] > 0 and row["peak_allocated_mib"] > 0 and row["ratio"] > 0 for row in made)
     for row in made:
         if row["predicted_mib"] is not None:
-            # cuBLAS's workspace of 32 MiB is in the allocator's sum and in no formula
-            assert -16 < row["peak_allocated_mib"] - row["predicted_mib"] < 0.1 * row["predicted_mib"] + 48, row
+            # the workspaces of matrix products, some 65 MiB, are in the allocator's sum and in no formula
+            assert -16 < row["peak_allocated_mib"] - row["predicted_mib"] < 0.1 * row["predicted_mib"] + 80, row
     assert all(row["download_gb_per_s"] > 1 for row in made)
     assert not torch.distributed.is_initialized()

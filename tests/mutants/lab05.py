@@ -1,0 +1,330 @@
+"""Wrong answers to lab 05 that look right: each loses exactly the graded cells named here.
+
+Most are the lab's own solution with a piece or two replaced.
+"""
+
+from __future__ import annotations
+
+from labkit.grading import Lab
+from labkit.grading.lab import region
+from labkit.paths import LESSONS
+
+LAB = "05-compute-for-memory"
+_LAB = Lab.read(LESSONS / LAB / "lab.ipynb")
+
+CHECKPOINT, SEQUENCE, PLAN = "ex1-checkpoint", "ex2-sequence", "ex3-plan"
+ACCUMULATE, OFFLOAD = "ex4-accumulate", "ex5-offload"
+BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
+
+
+def _wrong(exercise: str, tests: tuple[str, ...], why: str, *changes: str, code: str = "") -> dict:
+    """A wrong answer that `tests` reject: `code`, or the solution with pieces replaced (old, new, old, new …)."""
+    solution = _LAB.exercise(exercise).solution
+    assert solution is not None
+    answer = code or region(solution.source)
+    for old, new in zip(changes[::2], changes[1::2], strict=True):
+        # A piece that is not there would leave the right answer in place.
+        assert answer.count(old) == 1, f"{old!r} occurs {answer.count(old)} times in the solution of {exercise}"
+        answer = answer.replace(old, new)
+    return {"exercise": exercise, "code": answer, "loses": [f"{exercise}-{test}" for test in tests], "why": why}
+
+
+_KEEPS_THE_GRAPH = """
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.y = function(ctx.x)
+        return ctx.y.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.y.backward(gradient)
+        return ctx.x.grad
+
+return Once.apply(x)
+"""
+_TORCHS_CUT = """
+length = len(layers) // segments
+starts = [k * length for k in range(segments)] + [len(layers)]
+for begin, end in zip(starts, starts[1:]):
+    def run(x, part=layers[begin:end]):
+        for layer in part:
+            x = layer(x)
+        return x
+
+    x = checkpoint(run, x)
+return x
+"""
+_CHUNKS = """
+length = -(-len(layers) // segments)
+for begin in range(0, len(layers), length):
+    x = checkpoint(nn.Sequential(*layers[begin : begin + length]), x)
+return x
+"""
+_LARGE_BATCH = """
+model.zero_grad()
+longest = max(inputs.shape[1] for inputs, _ in micro_batches)
+inputs = torch.cat([F.pad(i, (0, longest - i.shape[1])) for i, _ in micro_batches])
+targets = torch.cat([F.pad(t, (0, longest - t.shape[1]), value=-100) for _, t in micro_batches])
+loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
+loss.backward()
+return loss.item()
+"""
+_ONE_BACKWARD = """
+total = sum(int((targets != -100).sum()) for _, targets in micro_batches)
+model.zero_grad()
+losses = [F.cross_entropy(model(i).flatten(0, 1), t.flatten(), reduction="sum") for i, t in micro_batches]
+loss = sum(losses) / total
+loss.backward()
+return loss.item()
+"""
+_MEAN_OF_MEANS = """
+model.zero_grad()
+loss = 0.0
+for inputs, targets in micro_batches:
+    part = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) / len(micro_batches)
+    part.backward()
+    loss += part.item()
+return loss
+"""
+_ROW_SHARES = """
+rows = sum(len(inputs) for inputs, _ in micro_batches)
+model.zero_grad()
+loss = 0.0
+for inputs, targets in micro_batches:
+    part = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) * len(inputs) / rows
+    part.backward()
+    loss += part.item()
+return loss
+"""
+_MEANS_WITH_SHARES = """
+counts = [int((targets != -100).sum()) for _, targets in micro_batches]
+model.zero_grad()
+loss = 0.0
+for (inputs, targets), count in zip(micro_batches, counts):
+    part = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) * count / sum(counts)
+    part.backward()
+    loss += part.item()
+return loss
+"""
+_RUNNING_COUNT = """
+model.zero_grad()
+loss, total = 0.0, 0
+for inputs, targets in micro_batches:
+    total += int((targets != -100).sum())
+    part = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="sum") / total
+    part.backward()
+    loss += part.item()
+return loss
+"""
+_HOOKS_STAY_ON = """
+from contextlib import nullcontext
+
+weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+def pack(tensor):
+    stays = tensor.untyped_storage().data_ptr() in weights or tensor.nbytes < min_bytes
+    return tensor if stays else host.put(tensor)
+
+hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda k: k if torch.is_tensor(k) else host.get(k))
+hooks.__enter__()
+return nullcontext()
+"""
+
+# fmt: off
+MUTANTS = {
+    "checkpoint-none": _wrong(
+        CHECKPOINT, BOTH, "No checkpoint at all: the gradients are right and everything is kept.",
+        code="return function(x)"),
+    "checkpoint-keeps-the-graph": _wrong(
+        CHECKPOINT, BOTH, "The graph of the first computation waits on ctx: nothing is computed again, nothing saved.",
+        code=_KEEPS_THE_GRAPH),
+    "checkpoint-keeps-the-inside-too": _wrong(
+        CHECKPOINT, BOTH, "Computes again, and keeps what the first computation saved all the same.",
+        "return function(x)\n", "with torch.enable_grad():\n            ctx.y = function(x.detach().requires_grad_())\n"
+        "        return ctx.y.detach()\n"),
+    "checkpoint-copies-x": _wrong(
+        CHECKPOINT, BOTH, "Keeps a copy of x beside x: where x is kept anyway, that is once more its bytes.",
+        "ctx.save_for_backward(x)", "ctx.save_for_backward(x.clone())"),
+    "checkpoint-other-random-numbers": _wrong(
+        CHECKPOINT, BOTH, "The second call draws another dropout mask: the gradients are those of another loss.",
+        "        torch.set_rng_state(ctx.state)\n", ""),
+    "checkpoint-state-of-the-backward-pass": _wrong(
+        CHECKPOINT, BOTH, "Takes the generator's state after the function has drawn, not before it.",
+        "return function(x)\n", "y = function(x)\n        ctx.state = torch.get_rng_state()\n        return y\n"),
+    "checkpoint-random-numbers-not-put-back": _wrong(
+        CHECKPOINT, BOTH, "The generator stays where the second call left it, so that later numbers repeat.",
+        "torch.random.fork_rng(devices=[]), torch.enable_grad()", "torch.enable_grad()"),
+    "checkpoint-weights-forgotten": _wrong(
+        CHECKPOINT, BOTH, "autograd.grad returns the gradient of x alone; the weights never get theirs.",
+        "y.backward(gradient)\n        return x.grad", "return torch.autograd.grad(y, x, gradient)[0]"),
+    "checkpoint-upstream-ignored": _wrong(
+        CHECKPOINT, BOTH, "The gradient that arrives is not passed on.",
+        "y.backward(gradient)", "y.sum().backward()"),
+    "checkpoint-graph-runs-on": _wrong(
+        CHECKPOINT, BOTH, "The second graph leads on into whatever made x, which is differentiated twice.",
+        "ctx.saved_tensors[0].detach().requires_grad_()", "ctx.saved_tensors[0]"),
+    "checkpoint-runs-three-times": _wrong(
+        CHECKPOINT, BOTH, "The backward pass calls the function twice.",
+        "torch.set_rng_state(ctx.state)\n", "torch.set_rng_state(ctx.state)\n            function(x)\n"
+        "            torch.set_rng_state(ctx.state)\n"),
+    "checkpoint-detached-input": _wrong(
+        CHECKPOINT, BOTH, "The node hangs on a copy of x: no gradient reaches what lies below.",
+        "Again.apply(x)", "Again.apply(x.detach().requires_grad_())"),
+    "checkpoint-without-dropout": _wrong(
+        CHECKPOINT, BOTH, "The second call runs in evaluation mode, where nothing is dropped.",
+        "y = function(x)\n", "y = (function.eval() if isinstance(function, nn.Module) else function)(x)\n"),
+    "checkpoint-clears-the-weights": _wrong(
+        CHECKPOINT, HIDDEN, "Clears the weights' gradients first: a second backward pass replaces the first one's.",
+        "y.backward(gradient)", "if isinstance(function, nn.Module):\n            function.zero_grad()\n"
+        "        y.backward(gradient)"),
+    "checkpoint-needs-a-module": _wrong(
+        CHECKPOINT, HIDDEN, "Asks the function for its weights, and not every function has some.",
+        "y.backward(gradient)", "torch.autograd.backward(y, gradient, inputs=[x, *function.parameters()])"),
+    "sequence-late-binding": _wrong(
+        SEQUENCE, BOTH, "Each run looks its layers up when it is called: in the backward pass all are the last one's.",
+        "def run(x, part=layers[start:end]):\n        for layer in part:",
+        "part = layers[start:end]\n\n    def run(x):\n        for layer in part:"),
+    "sequence-rest-in-the-last": _wrong(
+        SEQUENCE, BOTH, "What is left over goes into the last run, which is computed again while all inputs are kept.",
+        code=_TORCHS_CUT),
+    "sequence-equal-chunks": _wrong(
+        SEQUENCE, BOTH, "Chunks of the rounded-up length: the last is short, or there are too few of them.",
+        code=_CHUNKS),
+    "sequence-rest-dropped": _wrong(
+        SEQUENCE, BOTH, "The layers that are left over are never called.",
+        " + (k < longer)", ""),
+    "sequence-longer-last": _wrong(
+        SEQUENCE, BOTH, "The right lengths, the longer ones last.",
+        "k < longer", "k >= segments - longer"),
+    "sequence-off-by-one": _wrong(
+        SEQUENCE, BOTH, "Runs overlap by a layer, which is applied twice.",
+        "start = end\n", "start = end - (k < longer)\n"),
+    "sequence-last-in-the-open": _wrong(
+        SEQUENCE, BOTH, "The last run is not checkpointed, as in torch's version.",
+        "x = checkpoint(run, x)", "x = checkpoint(run, x) if k < segments - 1 else run(x)"),
+    "sequence-every-layer": _wrong(
+        SEQUENCE, BOTH, "A checkpoint for each layer, whatever was asked for.",
+        code="for layer in layers:\n    x = checkpoint(layer, x)\nreturn x"),
+    "sequence-one-for-all": _wrong(
+        SEQUENCE, BOTH, "A single checkpoint around everything: nothing is gained at the peak.",
+        code="return checkpoint(nn.Sequential(*layers), x)"),
+    "sequence-detached": _wrong(
+        SEQUENCE, BOTH, "The graph is cut between the runs: only the last one trains.",
+        "checkpoint(run, x)", "checkpoint(run, x.detach().requires_grad_())"),
+    "plan-rounded-up": _wrong(
+        PLAN, BOTH, "s I + ⌈n/s⌉ A: too much where the longer segments meet few inputs.",
+        "max(sizes)", "segments * layer_input + -(-layers // segments) * layer_interior"),
+    "plan-rounded-down": _wrong(
+        PLAN, BOTH, "s I + ⌊n/s⌋ A: forgets that some segments are longer.",
+        "max(sizes)", "segments * layer_input + length * layer_interior"),
+    "plan-not-whole": _wrong(
+        PLAN, BOTH, "s I + (n/s) A: the formula for segments that cannot be had.",
+        "max(sizes)", "segments * layer_input + layers / segments * layer_interior"),
+    "plan-own-input-forgotten": _wrong(
+        PLAN, BOTH, "The input of the segment that is computed again is kept as well.",
+        "(k + 1) * layer_input", "k * layer_input"),
+    "plan-longer-last": _wrong(
+        PLAN, BOTH, "The longer segments come last and meet all inputs.",
+        "k < longer", "k >= segments - longer"),
+    "plan-first-segment": _wrong(
+        PLAN, BOTH, "Only the longest segment counts, with one input.",
+        "max(sizes)", "sizes[0]"),
+    "plan-last-segment": _wrong(
+        PLAN, BOTH, "Only the last segment counts, though a longer one comes later.",
+        "max(sizes)", "sizes[-1]"),
+    "plan-root-of-n": _wrong(
+        PLAN, BOTH, "√n, whatever a layer keeps.",
+        "1 + peaks.index(min(peaks))", "round(layers**0.5)"),
+    "plan-root": _wrong(
+        PLAN, BOTH, "The root of the formula, which knows nothing of unequal segments nor of n as the most.",
+        "1 + peaks.index(min(peaks))", "round((layers * layer_interior / layer_input) ** 0.5)"),
+    "plan-counts-from-zero": _wrong(
+        PLAN, BOTH, "The place in the list, which is one less.",
+        "1 + peaks.index", "peaks.index"),
+    "plan-largest-of-several": _wrong(
+        PLAN, BOTH, "The largest number of segments with the fewest bytes.",
+        "1 + peaks.index(min(peaks))", "layers - peaks[::-1].index(min(peaks))"),
+    "accumulate-mean-of-means": _wrong(
+        ACCUMULATE, BOTH, "Each micro-batch counts the same, however few tokens it has.",
+        code=_MEAN_OF_MEANS),
+    "accumulate-sum-of-means": _wrong(
+        ACCUMULATE, BOTH, "The means are added up and never divided.",
+        code=_MEAN_OF_MEANS.replace(" / len(micro_batches)", "")),
+    "accumulate-shares-of-rows": _wrong(
+        ACCUMULATE, BOTH, "Weighed by rows, as for a classifier; here tokens count.",
+        code=_ROW_SHARES),
+    "accumulate-padding-counts": _wrong(
+        ACCUMULATE, BOTH, "Divides by all tokens, with those that do not count.",
+        "int((targets != -100).sum())", "targets.numel()"),
+    "accumulate-zeros-each-time": _wrong(
+        ACCUMULATE, BOTH, "Clears the gradient before each micro-batch: only the last one's is left.",
+        "logits = model(inputs)", "model.zero_grad()\n    logits = model(inputs)"),
+    "accumulate-never-clears": _wrong(
+        ACCUMULATE, BOTH, "Adds to the gradient of the step before.",
+        "model.zero_grad()\n", ""),
+    "accumulate-one-backward": _wrong(
+        ACCUMULATE, BOTH, "All graphs wait for one backward pass: right, with the large batch's memory.",
+        code=_ONE_BACKWARD),
+    "accumulate-large-batch": _wrong(
+        ACCUMULATE, BOTH, "Puts the pieces together again, which is the batch that did not fit.",
+        code=_LARGE_BATCH),
+    "accumulate-retains-the-graph": _wrong(
+        ACCUMULATE, BOTH, "retain_graph keeps the activations, and the list of parts keeps the graphs.",
+        "loss = 0.0", "loss, parts = 0.0, []", "part.backward()", "part.backward(retain_graph=True)\n    "
+        "parts.append(part)"),
+    "accumulate-empty-piece": _wrong(
+        ACCUMULATE, HIDDEN, "The mean over no tokens is NaN, and 0 times NaN is NaN.",
+        code=_MEANS_WITH_SHARES),
+    "accumulate-running-count": _wrong(
+        ACCUMULATE, BOTH, "Divides by the tokens so far: the first micro-batches weigh too much.",
+        code=_RUNNING_COUNT),
+    "accumulate-last-loss": _wrong(
+        ACCUMULATE, BOTH, "Returns the last micro-batch's part of the loss.",
+        "loss += part.item()", "loss = part.item()"),
+    "accumulate-runs-twice": _wrong(
+        ACCUMULATE, BOTH, "Runs the model to count tokens, which the targets alone tell.",
+        "int((targets != -100).sum()) for _, targets", "int((targets[model(inputs).argmax(-1) > -1] != -100).sum())"
+        " for inputs, targets"),
+    "accumulate-tensor": _wrong(
+        ACCUMULATE, VISIBLE, "The loss comes back as a tensor.",
+        "loss += part.item()", "loss += part.detach()"),
+    "offload-weights-too": _wrong(
+        OFFLOAD, BOTH, "Weights are saved tensors like others, and cross the bus in each step.",
+        "tensor.untyped_storage().data_ptr() in weights or ", ""),
+    "offload-weights-by-identity": _wrong(
+        OFFLOAD, BOTH, "A transposed weight is another tensor, and slips through.",
+        "tensor.untyped_storage().data_ptr() in weights", "any(tensor is p for p in model.parameters())"),
+    "offload-weights-by-shape": _wrong(
+        OFFLOAD, HIDDEN, "An activation that happens to have a weight's shape stays.",
+        "tensor.untyped_storage().data_ptr() in weights",
+        "tuple(tensor.shape) in {s for p in model.parameters() for s in (tuple(p.shape), tuple(p.shape)[::-1])}"),
+    "offload-keeps-the-tensor": _wrong(
+        OFFLOAD, BOTH, "The ticket comes in a pair with the tensor, which so stays on the device.",
+        "return host.put(tensor)", "return host.put(tensor), tensor",
+        "return kept if torch.is_tensor(kept) else host.get(kept)",
+        "return kept if torch.is_tensor(kept) else host.get(kept[0])"),
+    "offload-fetched-at-once": _wrong(
+        OFFLOAD, BOTH, "Goes and comes back at once: a copy on the device instead of the tensor.",
+        "return host.put(tensor)", "return host.get(host.put(tensor))"),
+    "offload-small-ones-too": _wrong(
+        OFFLOAD, BOTH, "Each small tensor costs a copy of its own.",
+        " or tensor.nbytes < min_bytes", ""),
+    "offload-counts-values": _wrong(
+        OFFLOAD, HIDDEN, "Compares the number of values with a limit in bytes.",
+        "tensor.nbytes < min_bytes", "tensor.numel() < min_bytes"),
+    "offload-limit-stays": _wrong(
+        OFFLOAD, HIDDEN, "A tensor of exactly the limit stays.",
+        "tensor.nbytes < min_bytes", "tensor.nbytes <= min_bytes"),
+    "offload-in-16-bits": _wrong(
+        OFFLOAD, BOTH, "Half the traffic, and the gradients are no longer equal.",
+        "host.put(tensor)", "host.put(tensor.half())", "else host.get(kept)", "else host.get(kept).float()"),
+    "offload-nothing": _wrong(
+        OFFLOAD, BOTH, "Nothing ever leaves.",
+        "return host.put(tensor)", "return tensor"),
+    "offload-hooks-stay-on": _wrong(
+        OFFLOAD, BOTH, "The hooks are entered and never left: what runs later is sent as well.",
+        code=_HOOKS_STAY_ON),
+}
