@@ -118,7 +118,7 @@ def _adapter(case: Case, name: str, values: int, asleep: bool) -> Iterator[Kept]
         yield Kept(f"input of A beside {name}", width * values)
     yield Kept(f"output of A beside {name}", width * case.tokens * case.rank)
     if case.autocast:
-        rows, columns = next(w.shape for w in case.arch.block if w.name == f"{name}.weight")
+        rows, columns = case.arch.matrices[name].shape
         yield Kept(f"A and B of {name} in 16 bits", width * case.rank * (rows + (0 if asleep else columns)))
 
 
@@ -158,6 +158,7 @@ def _casts(case: Case, asleep: bool) -> Iterator[Kept]:
     """Under autocast a weight is cast once a step, and the cast is what backward multiplies with."""
     if not case.autocast:
         return
-    linear = {w.name.split(".")[0]: w.numel for w in case.arch.block if w.linear}
     unused = {"q", "k", "v"} if asleep else set()  # no gradient flows further down
-    yield Kept("weights in 16 bits", case.product * sum(n for name, n in linear.items() if name not in unused))
+    yield Kept(
+        "weights in 16 bits", case.product * sum(w.numel for n, w in case.arch.matrices.items() if n not in unused)
+    )

@@ -77,7 +77,7 @@ class Case:
             raise LabError(cause, f"Give 0 for no checkpointing, or 1 to {self.arch.layers}.")
         if self.master and self.weights == "float32":
             raise LabError("Master weights are fp32 copies of 16-bit weights.", "Set weights to bfloat16 or float16.")
-        unknown = set(self.targets) - {w.name.split(".")[0] for w in self.arch.block if w.linear}
+        unknown = set(self.targets) - set(self.arch.matrices)
         if unknown:
             raise LabError(
                 f"A block has no matrix {', '.join(sorted(unknown))}.", "Choose from q, k, v, o, gate, up, down."
@@ -127,8 +127,8 @@ class Case:
     @property
     def adapters(self) -> tuple[int, ...]:
         """Sizes of LoRA's matrices A and B beside every target (Hu et al. 2021, arXiv:2106.09685)."""
-        shapes = {w.name.split(".")[0]: w.shape for w in self.arch.block if w.linear}
-        block = [self.rank * side for name in self.targets for side in reversed(shapes[name])]
+        matrices = self.arch.matrices
+        block = [self.rank * side for name in self.targets for side in reversed(matrices[name].shape)]
         return tuple(block) * self.arch.layers
 
     @property

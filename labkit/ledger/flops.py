@@ -4,7 +4,8 @@ A product of a matrix of m × k and one of k × n takes 2 m k n operations. A li
 forward; backward takes the same again for the gradient of its input and once more for that of its weight, if the weight
 trains. Attention multiplies T × T scores with keys and with values: 4 T q a token and block, for q the width of all
 query heads (a kernel that skips the masked half does half of it); backward takes twice that. So a training step is near
-6 N a token (Kaplan et al. 2020, arXiv:2001.08361), plus 2 N where checkpointing runs the forward pass again.
+6 N a token (Kaplan et al. 2020, arXiv:2001.08361), plus at most 2 N where checkpointing runs the forward pass again: all
+but the last product of each segment, whose result nobody needs (`labkit.memory.checkpointing`).
 """
 
 from __future__ import annotations
@@ -18,39 +19,46 @@ from labkit.ledger.case import Case
 
 def forward(case: Case) -> int:
     """Operations of the blocks' and the head's products in one forward pass."""
-    return _blocks(case) + _head(case)
+    return _products(case) + _scores(case) + _head(case)
 
 
 def step(case: Case) -> int:
     """Operations of one step."""
     if case.train == "nothing":
         return forward(case)
-    tokens, frozen = case.tokens, case.train == "lora"
-    products = 2 * sum(w.numel for w in case.arch.block if w.linear) * tokens * case.arch.layers
-    scores = _blocks(case) - products
-    again = _blocks(case) if case.segments else 0
-    adapters = 2 * sum(case.adapters) * tokens if frozen else 0
+    frozen, products, scores = case.train == "lora", _products(case), _scores(case)
+    adapters = 2 * sum(case.adapters) * case.tokens if frozen else 0
+    again = products + scores + adapters - case.segments * _last_product(case) if case.segments else 0
     backward = products * (1 if frozen else 2) + 2 * scores + _head(case) * (1 if frozen else 2)
-    whole = forward(case) + backward + again + adapters * (4 if case.segments else 3)
+    whole = forward(case) + backward + again + adapters * 3
     return whole - _asleep(case) if frozen else whole
+
+
+def _last_product(case: Case) -> int:
+    """Of a block, forward: the feed-forward part's second matrix, or the adapter beside it."""
+    down = case.arch.matrices["down"].shape
+    adapted = case.train == "lora" and "down" in case.targets
+    return 2 * case.tokens * (case.rank * down[0] if adapted else down[0] * down[1])
 
 
 def _asleep(case: Case) -> int:
     """The gradients that the first block does not compute, since its input needs none below frozen q, k and v."""
     arch, first = case.arch, ("q", "k", "v")
-    shapes = {w.name.split(".")[0]: w.shape for w in arch.block if w.linear}
-    inputs = sum(2 * rows * columns for rows, columns in (shapes[name] for name in first))
+    inputs = sum(2 * arch.matrices[name].numel for name in first)
     inputs += sum(2 * case.rank * arch.hidden for name in first if name in case.targets)
     scores = 2 * case.seq_len * arch.queries  # one of the four products of attention's backward
     idle = sum(name not in case.targets for name in first)
     return case.tokens * (inputs + idle * scores)
 
 
-def _blocks(case: Case) -> int:
-    arch, tokens = case.arch, case.tokens
-    linear = 2 * sum(w.numel for w in arch.block if w.linear) * tokens
-    scores = 4 * case.seq_len * arch.queries * tokens
-    return arch.layers * (linear + scores)
+def _products(case: Case) -> int:
+    """Of all blocks' linear layers, forward."""
+    return 2 * sum(w.numel for w in case.arch.matrices.values()) * case.tokens * case.arch.layers
+
+
+def _scores(case: Case) -> int:
+    """Of all blocks' attention, forward."""
+    return 4 * case.seq_len * case.arch.queries * case.tokens * case.arch.layers
 
 
 def _head(case: Case) -> int:

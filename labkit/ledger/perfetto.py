@@ -12,9 +12,8 @@ import json
 from pathlib import Path
 
 from labkit.files import write_text
+from labkit.ledger.counting import MIB
 from labkit.ledger.trace import Trace
-
-MIB = 2**20
 
 
 def export(trace: Trace, path: Path | str) -> Path:

@@ -98,7 +98,8 @@ class _Sizes:
         self.scores = (8 - (case.product if case.product < 4 else 0)) * scores
         # Forward: scores and probabilities, what they are made of, and the mask; autocast adds it to scores in fp32.
         made_of = case.product * tokens * (3 * arch.queries + 2 * arch.keys) + 2 * self.stream
-        self.scored = (10 if case.autocast else 8) * scores + made_of + 2 * case.stored * case.seq_len**2
+        mask = 2 * case.stored * case.seq_len**2
+        self.scored = (10 if case.autocast else 8) * scores + made_of + mask if scores else 0
         size = case.updated if not case.master else case.stored
         self.embedding = arch.vocab * arch.hidden * size if case.train == "full" else 0
         per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
@@ -119,7 +120,7 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
     if case.train == "nothing":
         arch = case.arch
         passing = 2 * sizes.stream + 3 * sizes.feed_forward + sizes.gathered
-        at("forward", temporary=max(passing, sizes.scored if sizes.scores else 0))
+        at("forward", temporary=max(passing, sizes.scored))
         casts = case.product * arch.vocab * arch.hidden if case.autocast else 0
         at("forward", logits=case.product * sizes.words, temporary=sizes.stream + casts)
         at("forward", logits=_loss(case, sizes), temporary=sizes.stream)
@@ -128,7 +129,7 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
     kept = _kept(case, sizes)
     # autocast keeps the casts of trained weights until its context ends, also those that checkpointing will make again.
     cast = case.autocast and case.segments and case.train == "full"
-    casts = case.product * sum(w.numel for w in case.arch.block if w.linear) if cast else 0
+    casts = case.product * sum(w.numel for w in case.arch.matrices.values()) if cast else 0
     for blocks in range(case.arch.layers + 1):
         at("forward", activations=kept[blocks], temporary=sizes.gathered + blocks * casts)
     whole = kept[-1] + sizes.outside

@@ -110,6 +110,16 @@ class Architecture:
         """Parameters of one block, in the order in which they run."""
         return tuple(self._attention()) + tuple(self._feed_forward())
 
+    @cached_property
+    def matrices(self) -> dict[str, Weight]:
+        """The matrices of a block's linear layers by the names that LoRA's targets have: q, k, v, o, up …"""
+        return {w.name.split(".")[0]: w for w in self.block if w.linear}
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that a table of positions allows; 0 where there is no such table."""
+        return self.positions - OPT_OFFSET if self.positions else 0
+
     def _attention(self) -> Iterator[Weight]:
         yield from self._norm("norm1")
         for name, rows, columns in (

@@ -21,7 +21,16 @@ def counted(case, config, whole):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"segments": 3}, {"train": "nothing"}, {"train": "lora", "targets": ("q", "o")}, {"train": "lora"}],
+    [
+        {},
+        {"segments": 3},
+        {"segments": 2},
+        {"train": "nothing"},
+        {"train": "lora", "targets": ("q", "o")},
+        {"train": "lora"},
+        {"train": "lora", "segments": 2},
+        {"train": "lora", "segments": 3, "targets": ("q", "down")},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", [llama, opt])
