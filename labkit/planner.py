@@ -128,6 +128,9 @@ def architecture(model: str) -> Architecture:
         return Architecture.of(_from_file(Path(model)))
     from labkit import models
 
+    if model != "tiny" and "/" not in model and not Path(model).exists():
+        # On a hub a name with neither an owner nor a file would be looked for in vain, for as long as the hub lets one.
+        raise UnknownNameError.among("model", model, ("tiny", *published.NAMES))
     return Architecture.of(models.config(model))
 
 
@@ -203,9 +206,10 @@ def _option(case: Case, way: Way, limits: _Limits) -> Option:
 def rates(gpu: str) -> list[Rate]:
     """Steps that the table `anatomy` has measured on a GPU of that name; none for a mere size."""
     path = paths.DATA / "reference" / "anatomy.json"
-    empty: dict[str, Any] = {"machine": "", "rows": []}
-    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
-    if gpu.strip().lower() not in GPUS or gpu.split("-")[0].upper() not in table["machine"].upper().split():
+    if gpu.strip().lower() not in GPUS or not path.exists():
+        return []
+    table = json.loads(path.read_text(encoding="utf-8"))
+    if gpu.split("-")[0].upper() not in table["machine"].upper().split():
         return []
     measured = [row for row in table["rows"] if row.get("step_ms") and row["optimizer"] != "adamw8bit"]
     return [Rate(gpu, row["products"], row["flops"], row["step_ms"] / 1000) for row in measured]

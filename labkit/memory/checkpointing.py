@@ -6,8 +6,8 @@ segment (A bytes a layer) lives while that segment is computed for the second ti
 
     s I + (n / s) A,    smallest at s = sqrt(n A / I), which is √n where A = I,
 
-and the price is one more forward pass, whatever s is. A layer of a language model keeps ten times its input and more
-(A >> I); then s comes out near n, which is why libraries checkpoint every single layer.
+and the price is at most one more forward pass, whatever s is. A layer of a language model keeps ten times its input and
+more (A >> I); then s comes out near n, which is why libraries checkpoint every single layer.
 
 The second computation has to repeat the first one bit for bit, so it sees the same random numbers (dropout) and the
 same autocast. It runs inside the backward pass of one autograd node.
@@ -121,14 +121,14 @@ class _Door(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.call = call
+    def forward(ctx: Any, found: list[Tensor | None], anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.found = found
         ctx.set_materialize_grads(False)
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
-        ctx.call.gradients = gradients
+        ctx.found[:] = gradients
         return (None,) * (2 + len(gradients))
 
 
@@ -138,11 +138,12 @@ class _Checkpoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         slots, ctx.wanted = _Slots(), [t.requires_grad for t in tensors]
+        found: list[Tensor | None] = []
         with torch.enable_grad(), saved_tensors_hooks(slots.leave, _Slot.take):
-            through = iter(_Door.apply(call, anchor, *(t.detach() for t in tensors if t.requires_grad)))
+            through = iter(_Door.apply(found, anchor, *(t.detach() for t in tensors if t.requires_grad)))
             outputs = call.on([next(through) if t.requires_grad else t.detach() for t in tensors])
         if any(output.requires_grad for output in outputs):
-            ctx.call, ctx.slots = call, slots
+            ctx.call, ctx.slots, ctx.found = call, slots, found
             ctx.ends = [get_gradient_edge(o) if o.requires_grad else None for o in outputs]
             ctx.save_for_backward(*tensors)  # not as attributes: hooks and in-place checks see these
         ctx.set_materialize_grads(False)
@@ -158,12 +159,13 @@ class _Checkpoint(torch.autograd.Function):
         with call.surroundings.restored(), torch.enable_grad():
             ctx.slots.fill(partial(call.on, inputs))
         del inputs
-        call.gradients = (None,) * sum(ctx.wanted)
+        ctx.found[:] = [None] * sum(ctx.wanted)  # what they stay where no gradient comes to the door
         pairs = [(end, g) for end, g in zip(ctx.ends, gradients, strict=True) if end is not None and g is not None]
         # It adds to the weights' .grad itself. The graph stays for another backward pass; its slots are empty by then.
         torch.autograd.backward([end for end, _ in pairs], [g for _, g in pairs], retain_graph=True)
         ctx.slots.clear()
-        found, call.gradients = iter(call.gradients), ()
+        found = iter([*ctx.found])
+        ctx.found.clear()
         return None, None, *(next(found) if wanted else None for wanted in ctx.wanted)
 
 

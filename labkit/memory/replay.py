@@ -72,7 +72,6 @@ class Call:
     def __init__(self, function: Callable, arguments: Frame, surroundings: Surroundings):
         self.function, self.arguments, self.surroundings = function, arguments, surroundings
         self.result: Frame | None = None
-        self.gradients: tuple[Tensor | None, ...] = ()  # of the tensors that went through the door
 
     def on(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """The tensors of the function's result; the rest of it goes to `result`."""

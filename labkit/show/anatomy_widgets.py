@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.errors import LabError, UnknownNameError
 from labkit.ledger.case import OPTIMIZERS, Case
 from labkit.ledger.predict import predict
-from labkit.ledger.shapes import OPT_OFFSET, Architecture
+from labkit.ledger.shapes import Architecture
 from labkit.ledger.trace import Trace
 from labkit.show.anatomy_style import (
     CATEGORIES,
@@ -138,29 +138,22 @@ class LedgerExplorer(Explorer):
         seq_len: int = 512,
         gpus: Mapping[str, int] = GPUS,
     ) -> None:
-        import ipywidgets as w
-
         if not models:
             raise LabError("There are no models to choose from.", "Give at least one architecture.")
         if model and model not in models:
             raise UnknownNameError.among("model", model, models)
         self.models, self.gpus = dict(models), gpus
-        self.choices: dict[str, Any] = {}
-        for key, label, options, value in (
-            ("model", "model", list(models), model or next(iter(models))),
-            ("policy", "dtypes", list(POLICIES), "fp32"),
-            ("train", "what trains", list(TRAINS.items()), "full"),
-            ("optimizer", "optimizer", list(OPTIMIZERS), "adamw"),
-            ("checkpointing", "checkpointing", list(CHECKPOINTING.items()), False),
-            ("attention", "attention", list(ATTENTION.items()), "flash"),
-        ):
-            self.choices[key] = _dropdown(label, options, value)
-            self.choices[key].observe(lambda _change: self._paint(), "value")
+        choices: dict[str, tuple[str, Sequence[Any], Any]] = {
+            "model": ("model", list(models), model or next(iter(models))),
+            "policy": ("dtypes", list(POLICIES), "fp32"),
+            "train": ("what trains", list(TRAINS.items()), "full"),
+            "optimizer": ("optimizer", list(OPTIMIZERS), "adamw"),
+            "checkpointing": ("checkpointing", list(CHECKPOINTING.items()), False),
+            "attention": ("attention", list(ATTENTION.items()), "flash"),
+        }
         batches, lengths = sorted({*self.BATCHES, batch}), sorted({*self.LENGTHS, seq_len})
         sliders = {"batch": ("batch (sequences)", batches, batch), "seq_len": ("tokens a sequence", lengths, seq_len)}
-        super().__init__(sliders)
-        shelf = w.HBox(list(self.choices.values()), layout=w.Layout(flex_flow="row wrap"))
-        self.box.children = (shelf, *self.box.children)
+        super().__init__(sliders, choices)
 
     def case_of(self, **values: Any) -> Case:
         """The case that the controls describe; adapters have fp32 already, so that only full training has masters."""
@@ -172,26 +165,17 @@ class LedgerExplorer(Explorer):
 
     def picture_of(self, **values: Any) -> tuple[str, str]:
         """The bar, the table, and what a formula cannot know."""
-        values = {key: choice.value for key, choice in self.choices.items()} | values
+        values = self._values(values)
         case = self.case_of(**values)
         trace = predict(case)
         notes = ["Tensors only: the CUDA context and gaps between allocations come on top."]
-        if 0 < case.arch.positions - OPT_OFFSET < case.seq_len:
-            notes.append(f"This model has only {case.arch.positions - OPT_OFFSET} positions.")
+        if 0 < case.arch.max_tokens < case.seq_len:
+            notes.append(f"This model has only {case.arch.max_tokens} positions.")
         name = f"{values['model']} ({_millions(case.arch.parameters)} parameters), {_spoken(case, values)}"
         words = f"{name}. {ledger_words(trace, self.gpus)}"
         picture = figure_html(ledger_figure(trace, self.gpus), words)
         text = html.escape(" ".join(notes))
         return f"{picture}{ledger_table(trace, case.arch.parameters)}<p>{text}</p>", words
-
-
-def _dropdown(label: str, options: Sequence[Any], value: Any) -> Any:
-    import ipywidgets as w
-
-    style = {"description_width": "110px"}
-    box = w.Dropdown(options=options, value=value, description=label, style=style, layout=w.Layout(width="350px"))
-    box.tooltip = label
-    return box
 
 
 def _millions(parameters: int) -> str:

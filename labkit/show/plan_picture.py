@@ -10,7 +10,6 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
-from labkit.ledger.shapes import OPT_OFFSET
 from labkit.planner import Option, Plan
 from labkit.show.anatomy_style import (
     COLOURS,
@@ -207,8 +206,8 @@ def plan_html(plan: Plan) -> str:
 
 
 def _notes(plan: Plan) -> list[str]:
-    positions = plan.arch.positions - OPT_OFFSET
-    return [f"Tokens beyond the model's {positions:,} positions."] if 0 < positions < plan.seq_len else []
+    longest = plan.arch.max_tokens
+    return [f"Tokens beyond the model's {longest:,} positions."] if 0 < longest < plan.seq_len else []
 
 
 def _lines(plan: Plan) -> str:

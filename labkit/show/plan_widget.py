@@ -7,12 +7,11 @@ painted is `labkit.show.plan_picture.plan_html`, which `show_plan` displays with
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from labkit import published
-from labkit.errors import LabError, UnknownNameError
+from labkit.errors import LabError
 from labkit.ledger.gpus import GPUS
 from labkit.planner import Plan, plan
 from labkit.show.explorer import Explorer
@@ -48,34 +47,27 @@ class PlanExplorer(Explorer):
         seq_len: int = 64,
         host: str = "",
     ) -> None:
-        import ipywidgets as w
-
         self.plan: Plan | None = None
         sizes = [(f"{name} ({size} GB)", name) for name, size in GPUS.items()]
-        self.choices: dict[str, Any] = {
-            "model": _dropdown("model", published.NAMES, model),
-            "gpu": _dropdown("GPU", (*SMALL, *sizes), gpu),
-            "host": _dropdown("host memory", (("not limited", ""), *HOSTS), host),
+        choices: dict[str, tuple[str, Sequence[Any], Any]] = {
+            "model": ("model", published.NAMES, model),
+            "gpu": ("GPU", (*SMALL, *sizes), gpu),
+            "host": ("host memory", (("not limited", ""), *HOSTS), host),
         }
-        for choice in self.choices.values():
-            choice.observe(lambda _change: self._paint(), "value")
         sliders = {
             "gpus": ("GPUs", self.COUNTS, gpus),
             "batch": ("batch on each (sequences)", self.BATCHES, batch),
             "seq_len": ("tokens a sequence", self.LENGTHS, seq_len),
         }
-        super().__init__({key: (label, sorted({*some, now}), now) for key, (label, some, now) in sliders.items()})
+        ordered = {key: (label, sorted({*some, now}), now) for key, (label, some, now) in sliders.items()}
+        super().__init__(ordered, choices)
         for slider in self.sliders.values():
             slider.style.description_width = "180px"
-        shelf = w.HBox(list(self.choices.values()), layout=w.Layout(flex_flow="row wrap"))
-        self.box.children = (shelf, *self.box.children)
 
     def picture_of(self, **values: Any) -> tuple[str, str]:
         """The page of the plan, or the sentence that says why there is none."""
-        values = {key: choice.value for key, choice in self.choices.items()} | values
         try:
-            _check(values["model"])
-            self.plan = plan(**values)
+            self.plan = plan(**self._values(values))
         except LabError as error:
             self.plan = None
             return f'<p role="alert">{html.escape(str(error))}</p>', str(error)
@@ -84,27 +76,3 @@ class PlanExplorer(Explorer):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(include, exclude)
         return bundle if self.plan else {**bundle, "text/plain": self.words}
-
-
-def _check(model: str) -> None:
-    """Refuse a misspelt name at once: looked up on a hub, it would keep the widget waiting.
-
-    Raises:
-        UnknownNameError: for what is neither a known name nor looks like a hub id (`owner/name`) or a file.
-    """
-    known = (*published.NAMES, "tiny")
-    if model not in known and "/" not in model and not Path(model).exists():
-        raise UnknownNameError.among("model", model, known)
-
-
-def _dropdown(label: str, options: Iterable[Any], value: str) -> Any:
-    """A dropdown of the options, and of the value where it is not among them."""
-    import ipywidgets as w
-
-    pairs = [option if isinstance(option, tuple) else (option, option) for option in options]
-    if value not in dict(pairs).values():
-        pairs.append((value, value))
-    style, layout = {"description_width": "110px"}, w.Layout(width="350px")
-    box = w.Dropdown(options=pairs, value=value, description=label, style=style, layout=layout)
-    box.tooltip = label
-    return box

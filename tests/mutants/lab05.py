@@ -5,28 +5,14 @@ Most are the lab's own solution with a piece or two replaced.
 
 from __future__ import annotations
 
-from labkit.grading import Lab
-from labkit.grading.lab import region
-from labkit.paths import LESSONS
+from .answers import Answers
 
 LAB = "05-compute-for-memory"
-_LAB = Lab.read(LESSONS / LAB / "lab.ipynb")
+_wrong = Answers(LAB).wrong
 
 CHECKPOINT, SEQUENCE, PLAN = "ex1-checkpoint", "ex2-sequence", "ex3-plan"
 ACCUMULATE, OFFLOAD = "ex4-accumulate", "ex5-offload"
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
-
-
-def _wrong(exercise: str, tests: tuple[str, ...], why: str, *changes: str, code: str = "") -> dict:
-    """A wrong answer that `tests` reject: `code`, or the solution with pieces replaced (old, new, old, new …)."""
-    solution = _LAB.exercise(exercise).solution
-    assert solution is not None
-    answer = code or region(solution.source)
-    for old, new in zip(changes[::2], changes[1::2], strict=True):
-        # A piece that is not there would leave the right answer in place.
-        assert answer.count(old) == 1, f"{old!r} occurs {answer.count(old)} times in the solution of {exercise}"
-        answer = answer.replace(old, new)
-    return {"exercise": exercise, "code": answer, "loses": [f"{exercise}-{test}" for test in tests], "why": why}
 
 
 _KEEPS_THE_GRAPH = """

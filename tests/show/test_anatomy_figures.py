@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from decoders import wide_llama
+from inside import assert_titles_and_names_inside
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
@@ -268,9 +269,4 @@ def test_titles_and_names_lie_inside_the_figure():
         anatomy_record.residual_figure(rows_of([104.0, 190.0])),
     ]
     for fig in figures:
-        fig.draw_without_rendering()
-        words = [t for axis in fig.axes for t in (axis._left_title, *axis.texts)] + [fig._suptitle]
-        for text in words:
-            if text is not None and text.get_text():
-                box = text.get_window_extent()
-                assert box.x0 >= 0 and box.x1 <= fig.bbox.width + 1, text.get_text()
+        assert_titles_and_names_inside(fig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from inside import assert_titles_and_names_inside
 
 from labkit.errors import LabError
 from labkit.ledger.case import Case
@@ -104,9 +105,4 @@ def test_titles_and_names_lie_inside_the_figure():
         figures.segments_figure(figures.segment_rows(BASE), 24),
         figures.overlap_figure({"overlapped": HIDDEN, "blocked": BLOCKED}),
     ):
-        fig.draw_without_rendering()
-        words = [t for axis in fig.axes for t in (axis._left_title, *axis.texts)] + [fig._suptitle]
-        for text in words:
-            if text is not None and text.get_text():
-                box = text.get_window_extent()
-                assert box.x0 >= 0 and box.x1 <= fig.bbox.width + 1, text.get_text()
+        assert_titles_and_names_inside(fig)
