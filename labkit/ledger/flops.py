@@ -4,8 +4,8 @@ A product of a matrix of m × k and one of k × n takes 2 m k n operations. A li
 forward; backward takes the same again for the gradient of its input and once more for that of its weight, if the weight
 trains. Attention multiplies T × T scores with keys and with values: 4 T q a token and block, for q the width of all
 query heads (a kernel that skips the masked half does half of it); backward takes twice that. So a training step is near
-6 N a token (Kaplan et al. 2020, arXiv:2001.08361), plus at most 2 N where checkpointing runs the forward pass again: all
-but the last product of each segment, whose result nobody needs (`labkit.memory.checkpointing`).
+6 N a token (Kaplan et al. 2020, arXiv:2001.08361), plus at most 2 N where checkpointing runs the forward pass again:
+all but the last product of each segment, whose result nobody needs (`labkit.memory.checkpointing`).
 """
 
 from __future__ import annotations
