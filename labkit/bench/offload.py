@@ -3,7 +3,8 @@
 `offloaded` is our `OffloadedAdamW`, `torch.AdamW` the fused optimizer on the device (with fp32 master weights where
 `dtype` has 16 bits, as the offloaded one has), `torch.fsdp2` torch's `fully_shard` with `CPUOffloadPolicy` and one
 rank. `offloaded-activations` is our `OffloadedActivations` and `torch.save_on_cpu` torch's hook with pinned memory,
-both around a step without any optimizer, which is `none`. Weights and tokens are random, and the same for all.
+both around a step without any optimizer, which is `none`. Weights and tokens are random, and the same for all. With
+`segments`, blocks are checkpointed in so many.
 
 A step is timed from its beginning to the next one's (`step_ms`, median). What could bound it:
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 TITLE = "Offloading optimizer and activations: step time beside compute, bus and host, and bytes on both sides."
 SEEDS = (0,)
 UNITS = {
+    "segments": "of checkpointing; 0: none",
     "step_ms": "ms, median",
     "compute_ms": "ms",
     "transfer_ms": "ms",
@@ -76,6 +78,7 @@ _BYTES = (  # column, what it is made of, unit
     ("down_gib", "down", GIB),
     ("up_gib", "up", GIB),
 )
+SIZE = ("batch", "seq_len", "segments")
 OURS, OURS_ACTIVATIONS = "offloaded", "offloaded-activations"
 FSDP, SAVED = "torch.fsdp2", "torch.save_on_cpu"
 NEED_A_GPU = {
@@ -86,7 +89,7 @@ NEED_A_GPU = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A model, sizes (sequences, tokens in each) with an optimizer, and sizes with activations moved.
+    """A model, sizes (sequences, tokens in each, segments) with an optimizer, and sizes with activations moved.
 
     Attributes:
         synthetic_gb_per_s: of the bus, where there is no GPU.
@@ -95,16 +98,17 @@ class Plan:
     """
 
     model: str
-    sizes: Sequence[tuple[int, int]]
-    activation_sizes: Sequence[tuple[int, int]]
+    sizes: Sequence[tuple[int, int, int]]
+    activation_sizes: Sequence[tuple[int, int, int]]
     synthetic_gb_per_s: float | None = None
     bucket_mib: float = 16.0
     min_bytes: int = 2**20
 
 
-_GPU = Plan("opt-1.3b", ((8, 512), (24, 1024), (32, 1024)), ((8, 512),))
+# The largest batch has the compute that a host's arithmetic can hide behind; it fits when blocks are checkpointed.
+_GPU = Plan("opt-1.3b", ((8, 512, 0), (24, 1024, 0), (56, 1024, 24)), ((8, 512, 0),))
 # Without a GPU it is always the first.
-PLANS = {"tiny": Plan("tiny", ((8, 64),), ((8, 64),), 0.2, 1.0, 2**16), "small": _GPU, "full": _GPU}
+PLANS = {"tiny": Plan("tiny", ((8, 64, 0), (8, 64, 2)), ((8, 64, 0),), 0.2, 1.0, 2**16), "small": _GPU, "full": _GPU}
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Setting:
     method: str
     batch: int
     seq_len: int
+    segments: int
     overlap: bool | None = None
     layerwise: bool | None = None
     max_grad_norm: float | None = None
@@ -135,11 +140,11 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     case = Case(Architecture.of(config), 1, 1, scale.dtype, optimizer="sgd", device=scale.device)
     facts = {"model": plan.model, "dtype": scale.dtype, "synthetic_gb_per_s": synthetic}
     rates = bus_rates(scale.device, synthetic)
-    compute = {(row["batch"], row["seq_len"]): row["step_ms"] for row in done if row["method"] == "none"}
+    compute = {tuple(row[key] for key in SIZE): row["step_ms"] for row in done if row["method"] == "none"}
     for together in sessions(plan):
         todo = [setting for setting in together if not setting.is_in(done)]
         for setting, found, note in _session(todo, plan, case, config):
-            size = (setting.batch, setting.seq_len)
+            size = (setting.batch, setting.seq_len, setting.segments)
             if setting.method == "none":
                 compute[size] = rounded(found.get("step_ms"))
             yield facts | _row(setting, found, rates, compute.get(size), note, scale.dtype)
@@ -228,7 +233,7 @@ def _measured(rig: Plain, setting: Setting) -> dict[str, Any]:
     from labkit.bench.offload_steps import OnHost, counted, watch
     from labkit.memory.timeline import overlapped
 
-    rig.resize(setting.batch, setting.seq_len)
+    rig.resize(setting.batch, setting.seq_len, setting.segments)
     if isinstance(rig, OnHost):
         rig.choose(bool(setting.layerwise), setting.max_grad_norm)
     rig.run()
@@ -252,8 +257,9 @@ def _row(
     step = rounded(found.get("step_ms"))
     times = {"compute_ms": compute, "transfer_ms": _transfer_ms(found, rates), "host_ms": rounded(found.get("host_ms"))}
     known = {name: value for name, value in times.items() if value is not None}
-    both = [value for name, value in known.items() if name != "host_ms"]
-    bound = max(known, key=known.__getitem__) if known and step is not None else None
+    # Without the time of its compute a step has nothing to be compared with.
+    both = [value for name, value in known.items() if name != "host_ms" and compute is not None]
+    bound = max(known, key=known.__getitem__) if both and step is not None else None
     return {
         **asdict(setting),
         "transfer": "float32" if setting.method == FSDP and dtype != "float32" else None,

@@ -24,9 +24,9 @@ class SavedOnHost(Plain):
 
     turns = True
 
-    def resize(self, batch: int, seq_len: int) -> None:
+    def resize(self, batch: int, seq_len: int, segments: int = 0) -> None:
         """Also counts what will move: every saved tensor, weights among them, each as often as it is saved."""
-        super().resize(batch, seq_len)
+        super().resize(batch, seq_len, segments)
         moved = 0
 
         def pack(tensor: Tensor) -> Tensor:
@@ -117,4 +117,5 @@ class Fsdp(Plain):
 
     def close(self) -> None:
         """The group of one rank ends."""
+        super().close()
         self._end.close()

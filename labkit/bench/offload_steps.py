@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,8 @@ from labkit.bench.steps import draw_tokens
 from labkit.ledger import optimizer_tensors, storage_bytes
 from labkit.ledger.predict import predict
 from labkit.ledger.trace import BLOCK, Moment, Tracker
+from labkit.memory.buckets import Bucket, Piece, chunks
+from labkit.memory.host_adamw import CHUNK
 from labkit.memory.lanes import Bus
 from labkit.memory.offload_activations import SMALL, OffloadedActivations
 from labkit.memory.offload_optimizer import OffloadedAdamW
@@ -50,11 +52,13 @@ class Plain:
             torch.manual_seed(0)
             model = build(case.with_(weights=weights or case.weights, master=False), config, case.device)
         self.step = Step(case, config, case.device, model)
-        self.model = self.step.model
+        self.model, self._checkpointing = self.step.model, ExitStack()
 
-    def resize(self, batch: int, seq_len: int) -> None:
-        """Another size of batch from now on."""
-        self.case = self.case.with_(batch=batch, seq_len=seq_len)
+    def resize(self, batch: int, seq_len: int, segments: int = 0) -> None:
+        """Another size of batch, and number of checkpointed segments, from now on."""
+        self._checkpointing.close()
+        self.case = self.step.case = self.case.with_(batch=batch, seq_len=seq_len, segments=segments)
+        self._checkpointing.enter_context(self.step.checkpointing())
         self.step.tokens = torch.zeros(batch, seq_len, dtype=torch.long, device=self.case.device)
         draw_tokens(self.step)
 
@@ -110,6 +114,7 @@ class Plain:
 
     def close(self) -> None:
         """Let everything go."""
+        self._checkpointing.close()
 
 
 class OnDevice(Plain):
@@ -167,7 +172,7 @@ class OnHost(Plain):
         """Master weights, moments, counts and the staging buffer."""
         host = self.optimizer.host
         found = [host.masters, *host.moments, host.steps, host.staging, self.optimizer._factor]
-        return found if host.scratch is None else [*found, host.scratch]
+        return [*found, *host.scratch]
 
     def device_tensors(self) -> list[Tensor]:
         """The buckets."""
@@ -177,35 +182,27 @@ class OnHost(Plain):
         """AdamW on the flat buffers, before the first step."""
         return self._host_ms
 
-    @torch.no_grad()
     def _alone(self) -> float:
         """The second of two rounds with a learning rate of 0; moments and gradients are zeros before and after."""
         host = self.optimizer.host
+        whole = [
+            Piece(i, 0, 0, p.numel(), start)
+            for i, (p, start) in enumerate(zip(host.parameters, host.starts, strict=True))
+        ]
+        settings = {"lr": 0.0, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+        bucket = Bucket("alone", 0, 0, 0, settings=[settings])
+        host.steps += 1
         for _ in range(2):
             begun = time.perf_counter()
-            self._round()
+            host.all_of(bucket, list(chunks(whole, CHUNK)))
             spent = time.perf_counter() - begun
-        for tensor in (*host.moments, host.staging):
+        for tensor in (*host.moments, host.steps, host.staging):
             tensor.zero_()
         return 1e3 * spent
 
-    def _round(self) -> None:
-        """What the host's thread does in a step, a bucket at a time."""
-        host, capacity = self.optimizer.host, len(self.optimizer._slots[0])
-        kernel: Any = torch._fused_adamw_
-        settings = {"lr": 0.0, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
-        for begin in range(0, len(host.masters), capacity):
-            part = slice(begin, begin + capacity)
-            sent = host.staging[part]
-            gradients = sent if host.scratch is None else host.scratch[: len(sent)].copy_(sent)
-            flat = [host.masters[part], gradients, *(moment[part] for moment in host.moments)]
-            count = [torch.ones(())]
-            kernel(*([tensor] for tensor in flat), [], count, amsgrad=False, maximize=False, **settings)
-            if host.scratch is not None:
-                sent.copy_(host.masters[part])
-
     def close(self) -> None:
         """Hooks, threads and buckets go."""
+        super().close()
         self.optimizer.close()
 
 
@@ -246,6 +243,7 @@ class ActivationsOnHost(Plain):
 
     def close(self) -> None:
         """The lanes' threads end."""
+        super().close()
         self.offload.close()
 
 

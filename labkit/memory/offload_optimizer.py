@@ -32,7 +32,8 @@ from torch import Tensor
 
 from labkit.errors import LabError
 from labkit.ledger import storage_bytes
-from labkit.memory.host_adamw import GRAIN, Bucket, HostAdamW, Piece
+from labkit.memory.buckets import GRAIN, Bucket, Piece
+from labkit.memory.host_adamw import HostAdamW
 from labkit.memory.lanes import Bus, Ticket
 from labkit.memory.offload_hooks import attach, check, release
 from labkit.memory.timeline import WAIT, Timeline

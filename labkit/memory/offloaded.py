@@ -19,7 +19,7 @@ from torch import Tensor
 
 from labkit.errors import UnknownNameError
 from labkit.ledger import Ledger, measure, saved_for_backward
-from labkit.memory.host_adamw import host_bytes
+from labkit.memory.host_adamw import host_bytes, host_workers
 from labkit.memory.offload_activations import SMALL, OffloadedActivations
 from labkit.memory.offload_optimizer import OffloadedAdamW, bucket_values
 from labkit.memory.timeline import COMPUTE, Timeline
@@ -139,7 +139,8 @@ class OffloadedFineTuning(FullFineTuning):
     def host_bytes(self) -> dict[str, int]:
         """Bytes on the host by kind, by formula, after `prepare`."""
         count = sum(p.numel() for p in self._trained)
-        return host_bytes(count, len(self._trained), getattr(torch, self.weights).itemsize, self._capacity())
+        size, workers = getattr(torch, self.weights).itemsize, host_workers(self.overlap)
+        return host_bytes(count, len(self._trained), size, self._capacity(), workers)
 
     def measured_host_bytes(self) -> dict[str, int]:
         """Bytes of the true storages on the host, by kind."""

@@ -20,8 +20,9 @@ from labkit.ledger.shapes import Architecture
 from labkit.scale import Scale
 
 SCALE = Scale.here(name="tiny")
-MODEL, SIZES, RATE = "llama-4x64", ((4, 16), (8, 32)), 0.05
-PLAN = bench.Plan(MODEL, SIZES, SIZES[1:], RATE, 0.125, 2**12)
+MODEL, SIZES, RATE = "llama-4x64", ((4, 16, 0), (8, 32, 0)), 0.05
+CHECKPOINTED = (8, 32, 2)
+PLAN = bench.Plan(MODEL, (*SIZES, CHECKPOINTED), SIZES[1:], RATE, 0.125, 2**12)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,9 @@ def select(rows, **wanted):
 
 def test_there_is_a_row_for_each_setting(rows):
     settings = [setting for together in bench.sessions(PLAN) for setting in together]
-    names = ("method", "batch", "seq_len", "overlap", "layerwise", "max_grad_norm", "reshard")
+    names = ("method", "batch", "seq_len", "segments", "overlap", "layerwise", "max_grad_norm", "reshard")
     assert [bench.Setting(*(row[name] for name in names)) for row in rows] == settings
-    assert len(set(settings)) == len(settings) == 2 + 2 + 1 + 2 + 2 * (4 + 2) + 4
+    assert len(set(settings)) == len(settings) == 3 + 2 + 1 + 3 + 3 * (4 + 2) + 6
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows and len({tuple(row) for row in rows}) == 1
     plain = {*names, "model", "dtype", "transfer", "bound", "note"}
     assert set(rows[0]) == plain | set(bench.UNITS)
@@ -70,7 +71,7 @@ def test_what_needs_a_gpu_is_null_with_a_note_and_nothing_else_is(rows):
 
 def test_a_step_is_compared_with_what_could_bound_it(rows):
     for row in (row for row in rows if not row["note"]):
-        (plain,) = select(rows, method="none", batch=row["batch"])
+        (plain,) = select(rows, method="none", batch=row["batch"], segments=row["segments"])
         times = {name: row[name] for name in ("compute_ms", "transfer_ms", "host_ms") if row[name] is not None}
         assert times["compute_ms"] == plain["step_ms"]
         assert row["bound"] == max(times, key=times.get)
@@ -108,12 +109,13 @@ def test_bytes_on_the_device_are_predicted_and_lower_by_what_is_on_the_host(rows
         assert saved == pytest.approx(2 * mib - 2 * PLAN.bucket_mib, rel=0.01)
         assert row["host_gib"] * 1024 == pytest.approx(4 * mib, rel=0.1)
     for row in select(rows, method=bench.OURS_ACTIVATIONS):
-        (plain,) = select(rows, method="none", batch=row["batch"])
+        (plain,) = select(rows, method="none", batch=row["batch"], segments=row["segments"])
         assert row["peak_allocated_mib"] < 0.8 * plain["peak_allocated_mib"] and row["host_gib"] >= row["down_gib"] > 0
 
 
 def test_it_goes_on_where_it_was_cut_off(rows, patched):
-    gone = [*select(rows, method="none", batch=8), *select(rows, method=bench.OURS, overlap=True, batch=8)[:1]]
+    gone = [row for row in rows if row["batch"] == 8 and not row["segments"]]
+    gone = [*select(gone, method="none"), *select(gone, method=bench.OURS, overlap=True)[:1]]
     again = list(bench.rows(SCALE, [row for row in rows if row not in gone]))
     assert [(r["method"], r["batch"], r["layerwise"]) for r in again] == [("none", 8, None), (bench.OURS, 8, True)]
     (last,) = bench.rows(SCALE, [row for row in rows if row is not gone[1]])
@@ -211,7 +213,7 @@ def test_save_on_cpu_counts_every_saved_tensor():
 
 @pytest.mark.gpu
 def test_on_a_gpu_every_row_is_measured(patched, monkeypatch):
-    plan = bench.Plan("llama-8x256", ((16, 256),), ((16, 256),))
+    plan = bench.Plan("llama-8x256", ((16, 256, 0), (16, 256, 4)), ((16, 256, 0),))
     monkeypatch.setitem(bench.PLANS, "small", plan)
     made = list(bench.rows(replace(SCALE, name="small", device="cuda", dtype="bfloat16")))
     assert not [row["note"] for row in made if row["note"]]

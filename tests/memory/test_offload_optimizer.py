@@ -9,7 +9,8 @@ from offload_runs import BUCKET, SETTINGS, TASK, TINY, batches, offloaded, refer
 
 from labkit.errors import LabError
 from labkit.ledger import optimizer_tensors, storage_bytes
-from labkit.memory.host_adamw import GRAIN, host_bytes
+from labkit.memory.buckets import GRAIN
+from labkit.memory.host_adamw import host_bytes
 from labkit.memory.lanes import pinned_bytes
 from labkit.memory.offload_optimizer import OffloadedAdamW, bucket_values
 from labkit.memory.offloaded import OffloadedFineTuning
@@ -144,7 +145,7 @@ def test_bytes_on_the_device_and_the_host_are_the_predicted_ones(weights):
     assert run.ledger.measured["master_weights"] == run.ledger.measured["optimizer_states"] == 0
     assert method.host_bytes() == method.measured_host_bytes()
     count, size = sum(p.numel() for p in model.parameters()), getattr(torch, weights).itemsize
-    kinds = host_bytes(count, len(list(model.parameters())), size, 0)
+    kinds = host_bytes(count, len(list(model.parameters())), size, 0, 0)
     states = list(optimizer_tensors(method.optimizer))
     assert storage_bytes(states) == kinds["master_weights"] + kinds["optimizer_states"]
     assert run.ledger.measured["weights"] == size * count
