@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any
 from unittest import mock
 
@@ -111,6 +112,8 @@ def build(case: Case, config: Any, device: str) -> torch.nn.Module:
 
     attention = "sdpa" if case.attention == "flash" else "eager"
     dtype = getattr(torch, case.weights)
+    # transformers writes dtype and attention into the configuration that it builds from, and keeps it.
+    config = deepcopy(config)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     if case.train == "lora":

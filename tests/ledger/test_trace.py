@@ -12,7 +12,7 @@ from labkit.ledger import activations
 from labkit.ledger.case import Case
 from labkit.ledger.predict import gradients, predict, standing
 from labkit.ledger.shapes import Architecture
-from labkit.memory.step import Step, follow, trace
+from labkit.memory.step import Step, build, follow, trace
 
 POLICIES = [
     {},
@@ -47,6 +47,15 @@ def test_the_same_peak_as_torchs_memtracker(options):
     found = tracker.get_tracker_snapshot(PEAK)[torch.device("cpu")]["Total"]
     # It does not know the rotary embedding's buffers of frequencies twice.
     assert abs(peak - found) <= 0.002 * found
+
+
+@pytest.mark.parametrize("attention", ["flash", "eager"])
+def test_a_configuration_stays_as_it_was_given(attention):
+    config = llama(attention="eager" if attention == "flash" else "sdpa")
+    before = config.to_json_string(use_diff=False), config._attn_implementation, config.dtype
+    model = build(case_of(config, weights="bfloat16", attention=attention), config, "meta")
+    assert (config.to_json_string(use_diff=False), config._attn_implementation, config.dtype) == before
+    assert model.config.dtype == torch.bfloat16 and model.config._attn_implementation != config._attn_implementation
 
 
 @pytest.mark.parametrize("options", POLICIES, ids=str)
