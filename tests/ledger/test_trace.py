@@ -98,6 +98,22 @@ def test_the_predicted_peak_is_the_traced_one(kind, options, segments):
         assert abs(predicted.total / traced.total - 1) < 0.05, (batch, seq_len, predicted, traced)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [llama, opt])
+def test_every_part_of_a_tiny_batch_is_the_traced_one(kind, tied):
+    """Where gradients decide: the head's own is there all through backward, and masters' come one tensor at a time."""
+    config = kind(3, tied=tied)
+    config.vocab_size, config.hidden_size, config.intermediate_size = 4096, 128, 352
+    if kind is opt:
+        config.word_embed_proj_dim, config.ffn_dim, config.max_position_embeddings = 128, 352, 64
+    for options in ({}, {"weights": "bfloat16"}, {"weights": "bfloat16", "master": True}, {"optimizer": "sgd"}):
+        case = case_of(config, 1, 8, **options)
+        predicted, traced = predict(case, 1), trace(case, config, 1)
+        for place in ("forward", "backward", "update"):
+            formula, seen = predicted.highest(place), traced.highest(place)
+            assert formula.total == pytest.approx(seen.total, rel=2e-3), (place, options, formula, seen)
+
+
 def test_every_number_of_segments_of_a_deeper_stack():
     config = wide_llama(12)
     for segments in range(13):
