@@ -105,6 +105,8 @@ class _Sizes:
         size = case.updated if not case.master else case.stored
         self.embedding = arch.vocab * arch.hidden * size if case.train == "full" else 0
         self.head = 0 if arch.tied else _share(case, "gradients", self.embedding)  # its gradient is complete at once
+        others = sum(w.numel for w in arch.outside if w.name not in ("embedding", "head"))
+        self.others = _share(case, "gradients", others * size) if case.train == "full" else 0
         per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
         self.block_gradients = _share(case, "gradients", per_block * size)
         self.gradients = gradients(case, round_to) if case.train != "nothing" else 0
@@ -190,6 +192,7 @@ def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
             alive -= sizes.second_half
             at("backward", activations=alive, gradients=total, temporary=sizes.stream + sizes.scores + pending)
         total = min(total + sizes.block_gradients, sizes.gradients)
+    total = min(total + sizes.others, sizes.gradients)
     at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)
 
 
