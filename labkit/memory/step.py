@@ -189,7 +189,7 @@ def _attention_of(case: Case) -> AbstractContextManager:
 
 def follow(step: Step, round_to: int = BLOCK) -> Trace:
     """One step under a tracker, on real or fake tensors."""
-    tracker = Tracker(round_to, step.case.arch.vocab)
+    tracker = Tracker(round_to)
     tracker.register(step.model.parameters(), "weights")
     tracker.register(step.masters, "master_weights")
     tracker.register((*step.model.buffers(), step.tokens), "buffers")
@@ -198,7 +198,8 @@ def follow(step: Step, round_to: int = BLOCK) -> Trace:
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: tracker.register([p.grad], "gradients")) for p in step.trained
     ]
-    with tracker, step.checkpointing():
+    head = step.model.get_output_embeddings()
+    with tracker, tracker.logits_of(head), step.checkpointing():
         tracker.place = "forward"
         with tracker.saving():
             loss = step.forward()

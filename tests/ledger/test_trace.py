@@ -74,6 +74,22 @@ def test_nothing_is_left_and_categories_are_what_the_formula_says(kind, options)
         assert update >= gradients(case, 1) - (0 if case.train == "lora" else 4 * config.vocab_size * 32)
 
 
+@pytest.mark.parametrize("options", POLICIES, ids=str)
+def test_a_hidden_state_as_wide_as_the_vocabulary_is_no_logits(options):
+    square, other = llama(3, vocab_size=32), llama(3, vocab_size=40)
+    found = []
+    for config in (square, other):
+        case = case_of(config, 2, 16, **options)  # as many tokens as the width: weights have the shape, too
+        moments = trace(case, config, round_to=1).moments
+        held = [moment.bytes.get("logits", 0) / (case.tokens * config.vocab_size) for moment in moments]
+        found.append(
+            [bytes_a_word for bytes_a_word, before in zip(held, [-1, *held], strict=False) if bytes_a_word != before]
+        )
+    assert found[0] == found[1] and max(found[0]) in (8, 10, 12) and found[0][0] == found[0][-1] == 0
+    first = next(moment for moment in moments if moment.bytes.get("logits"))
+    assert first.place == "forward" and first.bytes["logits"] == case.product * case.tokens * 40
+
+
 def test_what_is_kept_is_what_the_formula_keeps():
     config = wide_opt(4)
     case = case_of(config)
