@@ -18,7 +18,7 @@ from labkit.errors import LabError, UnknownNameError
 from labkit.ledger import flops
 from labkit.ledger.case import Case
 from labkit.ledger.flops import Rate
-from labkit.ledger.gpus import GPUS, memory, usable
+from labkit.ledger.gpus import GPUS, host_memory, memory, usable
 from labkit.ledger.predict import predict
 from labkit.ledger.shapes import Architecture
 from labkit.ways import SHARDED, WAYS, Way
@@ -166,7 +166,7 @@ def plan(
     if only and only not in {way.name for way in ways}:
         raise UnknownNameError.among("way to train", only, [way.name for way in ways])
     arch, room = architecture(model), usable(memory(gpu))
-    limits = _Limits(room, memory(host) if host else None, gpu, rates(gpu))
+    limits = _Limits(room, host_memory(host) if host else None, gpu, rates(gpu))
     found = [
         _option(way.case(arch, batch, seq_len, checkpointing), way, limits)
         for way in ways

@@ -1,6 +1,7 @@
 """The planner: its fits and batches are the prediction's, its lines run, and what it cannot know it says."""
 
 import json
+from statistics import median
 
 import pytest
 from micro import Letters, micro_llama
@@ -9,9 +10,10 @@ from typer.testing import CliRunner
 from labkit.cli import app
 from labkit.errors import LabError, UnknownNameError
 from labkit.ledger import flops
-from labkit.ledger.gpus import CONTEXT, GIB, memory, usable
+from labkit.ledger.gpus import CONTEXT, FRAGMENTS, GIB, MIB, host_memory, memory, usable
 from labkit.ledger.predict import predict
 from labkit.memory.offloaded import OffloadedFineTuning
+from labkit.paths import DATA
 from labkit.planner import architecture, largest_batch, plan
 from labkit.published import LLAMA, OPT
 from labkit.ways import WAYS
@@ -26,6 +28,26 @@ def test_sizes_of_gpus():
             memory(wrong)
     with pytest.raises(UnknownNameError, match="rtx-4090"):
         memory("rtx-4099")
+
+
+def test_the_reserve_is_the_median_of_what_was_measured():
+    rows = [row for row in json.loads((DATA / "reference" / "anatomy.json").read_text())["rows"] if row["driver_mib"]]
+    over = median(row["driver_mib"] - row["peak_reserved_mib"] + row["workspaces_mib"] for row in rows)
+    gaps = median(row["peak_reserved_mib"] / row["peak_allocated_mib"] - 1 for row in rows)
+    assert (
+        len(rows) > 40
+        and pytest.approx(over * MIB, rel=0.01) == CONTEXT
+        and pytest.approx(gaps, abs=0.005) == FRAGMENTS
+    )
+    assert usable(24 * GIB) == pytest.approx((24 * GIB - over * MIB) / (1 + gaps), rel=0.005)
+
+
+@pytest.mark.parametrize("wrong", ["abc", "h100", "0GB", "-1GB", "64"])
+def test_a_host_is_a_size_and_no_gpu(wrong):
+    with pytest.raises(LabError, match=r"no size of host memory.*such as 64GB") as found:
+        plan("opt-125m", "24GB", host=wrong)
+    assert "GPU" not in str(found.value) and repr(wrong) in str(found.value)
+    assert host_memory(" 64 GiB") == memory("64GB")
 
 
 def test_published_sizes_have_the_parameters_of_their_names():
@@ -125,7 +147,15 @@ def test_the_command_in_words_and_as_json():
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--gpu", "24XB"), ("--batch", "0"), ("--seq", "-3"), ("--host", "0GB"), ("--model", "no/such/folder")]
+    "wrong",
+    [
+        ("--gpu", "24XB"),
+        ("--batch", "0"),
+        ("--seq", "-3"),
+        ("--host", "0GB"),
+        ("--host", "abc"),
+        ("--model", "no/such/folder"),
+    ],
 )
 def test_wrong_usage_is_one_sentence(wrong, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
