@@ -211,8 +211,11 @@ def rates(gpu: str) -> list[Rate]:
     table = json.loads(path.read_text(encoding="utf-8"))
     if gpu.split("-")[0].upper() not in table["machine"].upper().split():
         return []
-    measured = [row for row in table["rows"] if row.get("step_ms") and row["optimizer"] != "adamw8bit"]
-    return [Rate(gpu, row["products"], row["flops"], row["step_ms"] / 1000) for row in measured]
+    return [
+        Rate(gpu, row["products"], row["flops"], row["step_ms"] / 1000, row["optimizer"] == "adamw8bit")
+        for row in table["rows"]
+        if row.get("step_ms")
+    ]
 
 
 def largest_batch(case: Case, room: int) -> int:

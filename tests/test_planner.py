@@ -115,7 +115,12 @@ def test_times_are_expected_only_where_such_a_gpu_was_measured(tmp_path, monkeyp
     monkeypatch.setattr("labkit.paths.DATA", tmp_path)
     found = {o.name: o.seconds for o in plan("opt-1.3b", "h100", batch=4, seq_len=512).options}
     assert found["full-fp32"] == pytest.approx(0.25) and found["full-fp32+checkpointing"] > 0.3
-    assert found["full-bf16"] is None and found["offloaded"] is None
+    assert found["full-bf16"] is None and found["offloaded"] is None and found["full-adam8bit"] is None
+    blockwise = {**row, "products": "bfloat16", "optimizer": "adamw8bit", "step_ms": 400.0}
+    table["rows"] += [blockwise, {**blockwise, "optimizer": "adamw", "step_ms": 100.0}]
+    (tmp_path / "reference" / "anatomy.json").write_text(json.dumps(table))
+    found = {o.name: o.seconds for o in plan("opt-1.3b", "h100", batch=4, seq_len=512).options}
+    assert found["full-adam8bit"] == pytest.approx(0.4) and found["full-bf16-autocast"] == pytest.approx(0.1)
     for other in ("80GB", "a100-80gb"):
         assert all(o.seconds is None for o in plan("opt-1.3b", other, batch=4, seq_len=512).options)
 
