@@ -141,12 +141,12 @@ class Tracker(TorchDispatchMode):
             yield
 
     @contextmanager
-    def logits_of(self, head: torch.nn.Module) -> Iterator[None]:
+    def logits_of(self, head: torch.nn.Linear) -> Iterator[None]:
         """In which logits are told apart: what `head` makes, [..., words], and of as many numbers, until backward has
         come to its gradient. A hidden state can have the same shape, but not between these two."""
 
         def begin(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._words, self._casting = args[0].numel() // args[0].shape[-1] * module.weight.shape[0], True
+            self._words, self._casting = args[0].numel() // head.in_features * head.out_features, True
 
         def ready(module: torch.nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> None:
             self._casting = False

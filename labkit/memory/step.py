@@ -198,7 +198,7 @@ def follow(step: Step, round_to: int = BLOCK) -> Trace:
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: tracker.register([p.grad], "gradients")) for p in step.trained
     ]
-    head = step.model.get_output_embeddings()
+    head = step.model.get_output_embeddings()  # type: ignore[operator]
     with tracker, tracker.logits_of(head), step.checkpointing():
         tracker.place = "forward"
         with tracker.saving():
