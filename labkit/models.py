@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TINY = paths.DATA / "models" / "tiny"
 SMOL, SMOL_ASSET = "smollm2-135m", "smollm2-135m-gguf"
 DIGESTS = "sha256.json"
+ANSWER_SECONDS = 3  # for the hub's first word
 
 
 def load(name: str, dtype: torch.dtype | str = torch.float32, device: str | None = None) -> PreTrainedModel:
@@ -59,10 +60,63 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def config(name: str) -> PretrainedConfig:
-    """The model's configuration, without its weights."""
+    """The model's configuration, without its weights; also of a published model by its name, and of a `config.json`.
+
+    Raises:
+        LabError: when it cannot be had, after seconds where there is no network.
+    """
     from transformers import AutoConfig
 
+    from labkit import published
+
+    if name in (*published.OPT, *published.LLAMA):
+        return published.config(name)
+    if name.endswith(".json"):
+        return from_file(Path(name))
+    if name not in ("tiny", SMOL) and not Path(name).exists():
+        _ask_hub(name)
     return _from_pretrained(AutoConfig, name)
+
+
+def from_file(path: Path) -> PretrainedConfig:
+    """The configuration in a `config.json`.
+
+    Raises:
+        LabError: for a file that is not there, or no model's configuration.
+    """
+    from transformers import AutoConfig
+
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        cause = f"{path} is no model's configuration ({type(error).__name__}: {str(error)[:120]})."
+        raise LabError(cause, "Give a config.json with its model_type.") from error
+
+
+def _ask_hub(name: str) -> None:
+    """Ask once for a configuration that is not in the hub's cache: the hub's own client asks six times.
+
+    It is right to try again where hundreds of MB are at stake; who made a plan waits for an answer.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if isinstance(hub.try_to_load_from_cache(name, "config.json"), str):
+            return
+        hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json"), timeout=ANSWER_SECONDS)
+    except (HfHubHTTPError, HFValidationError):
+        return  # the hub has answered, or the name is none: the client says it better
+    except Exception as error:  # of one of several HTTP clients, whichever this version of the hub's uses
+        raise _unavailable(name, f"the hub does not answer: {error}") from error
+
+
+def _unavailable(name: str, why: str) -> LabError:
+    return LabError(
+        f"The model {name!r} could not be loaded ({why.splitlines()[0][:160]}).",
+        "Check the id and the network, or use 'tiny' or 'smollm2-135m', which need no hub.",
+    )
 
 
 def from_random(name: str, seed: int = 0, dtype: torch.dtype | str = torch.float32, device: str | None = None):
@@ -104,10 +158,7 @@ def _from_pretrained(kind, name: str, **options):
     try:
         return kind.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
-        raise LabError(
-            f"The model {name!r} could not be loaded ({str(error).splitlines()[0][:160]}).",
-            "Check the id and the network, or use 'tiny' or 'smollm2-135m', which need no hub.",
-        ) from error
+        raise _unavailable(name, str(error)) from error
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from labkit.errors import LabError, UnknownNameError
 from labkit.ledger import flops
 from labkit.ledger.case import Case
 from labkit.ledger.flops import Rate
-from labkit.ledger.gpus import GPUS, memory, usable
+from labkit.ledger.gpus import GPUS, host_memory, memory, usable
 from labkit.ledger.predict import predict
 from labkit.ledger.shapes import Architecture
 from labkit.ways import SHARDED, WAYS, Way
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from labkit.ledger.trace import Moment
 
 MOST_BATCH = 2**16
+_TOKENIZER, _WORDS = "tiny", 8192  # what a configuration alone is trained with, and how many words that has
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,12 @@ class Plan:
         return next((option for option in self.options if option.fits), None)
 
     def lines(self, option: Option) -> str:
-        """Python that trains by an option."""
-        return option.way.lines(published.source(self.model), self.batch, self.seq_len, option.case.segments)
+        """Python that trains by an option; what is missing where nothing can run."""
+        source, tokenizer = _origin(self.model, self.arch)
+        if tokenizer and self.arch.vocab < _WORDS:
+            small = f"its vocabulary of {self.arch.vocab:,} is smaller than that of our tokenizer"
+            return f"# Missing: weights and tokenizer of {self.model}; {small}. Plan with a folder that has both."
+        return option.way.lines(source, self.batch, self.seq_len, option.case.segments, tokenizer)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -117,32 +123,33 @@ class Plan:
 
 
 def architecture(model: str) -> Architecture:
-    """Sizes of a published model, of a `config.json`, or of a model that `labkit.models` can load.
+    """Sizes of a published model, of a `config.json`, or of a model that `labkit.models` knows.
 
     Raises:
         LabError: for a model that is not found, or a configuration without what the formulas need.
     """
     if model in published.NAMES:
         return Architecture.of(published.config(model))
-    if model.endswith(".json"):
-        return Architecture.of(_from_file(Path(model)))
     from labkit import models
 
+    if model.endswith(".json"):
+        return Architecture.of(models.from_file(Path(model)))
     if model != "tiny" and "/" not in model and not Path(model).exists():
         # On a hub a name with neither an owner nor a file would be looked for in vain, for as long as the hub lets one.
         raise UnknownNameError.among("model", model, ("tiny", *published.NAMES))
     return Architecture.of(models.config(model))
 
 
-def _from_file(path: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        cause = f"{path} is no model's configuration ({type(error).__name__}: {str(error)[:120]})."
-        raise LabError(cause, "Give a config.json with its model_type.") from error
+def _origin(model: str, arch: Architecture) -> tuple[str, str]:
+    """What to build for a model, and whose tokenizer: empty where it is its own, and its weights can be loaded."""
+    if model in published.LLAMA:
+        return model, _TOKENIZER
+    path = Path(model)
+    folder = path.parent if path.suffix == ".json" else path
+    if not folder.is_dir() or model == "tiny":
+        return published.source(model), ""
+    whole = any(folder.glob("*.safetensors")) and any(folder.glob("tokenizer*"))
+    return (str(folder), "") if whole else (model, _TOKENIZER)
 
 
 def plan(
@@ -166,7 +173,7 @@ def plan(
     if only and only not in {way.name for way in ways}:
         raise UnknownNameError.among("way to train", only, [way.name for way in ways])
     arch, room = architecture(model), usable(memory(gpu))
-    limits = _Limits(room, memory(host) if host else None, gpu, rates(gpu))
+    limits = _Limits(room, host_memory(host) if host else None, gpu, rates(gpu))
     found = [
         _option(way.case(arch, batch, seq_len, checkpointing), way, limits)
         for way in ways
@@ -211,12 +218,21 @@ def rates(gpu: str) -> list[Rate]:
     table = json.loads(path.read_text(encoding="utf-8"))
     if gpu.split("-")[0].upper() not in table["machine"].upper().split():
         return []
-    measured = [row for row in table["rows"] if row.get("step_ms") and row["optimizer"] != "adamw8bit"]
-    return [Rate(gpu, row["products"], row["flops"], row["step_ms"] / 1000) for row in measured]
+    return [
+        Rate(gpu, row["products"], row["flops"], row["step_ms"] / 1000, row["optimizer"] == "adamw8bit")
+        for row in table["rows"]
+        if row.get("step_ms")
+    ]
 
 
 def largest_batch(case: Case, room: int) -> int:
     """The largest batch whose peak is at most `room` bytes; 0 for none."""
+    return _largest(case.with_(batch=1), room)
+
+
+@lru_cache(maxsize=4096)
+def _largest(case: Case, room: int) -> int:
+    """The same for a case of any batch: who tries several in the planner's widget need not wait for it again."""
 
     def fits(batch: int) -> bool:
         return predict(case.with_(batch=batch)).peak.total <= room

@@ -6,12 +6,18 @@ One entry a way. `Way.changes` are fields of a `labkit.ledger.case.Case`; `Way.m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from labkit.ledger.case import Case
+import torch
+
+from labkit.ledger import MIB
+from labkit.ledger.case import BUCKET, Case
 from labkit.ledger.shapes import Architecture
+from labkit.memory.host_adamw import host_bytes
+from labkit.memory.offload_optimizer import bucket_values
 
 BF16 = {"weights": "bfloat16"}
 
@@ -44,8 +50,12 @@ class Way:
         """The same way on several GPUs."""
         return replace(self, changes={**self.changes, "world_size": gpus})
 
-    def lines(self, model: str, batch: int, seq_len: int, segments: int = 0) -> str:
-        """Python that trains this way on the course's task."""
+    def lines(self, model: str, batch: int, seq_len: int, segments: int = 0, tokenizer: str = "") -> str:
+        """Python that trains this way on the course's task.
+
+        Args:
+            tokenizer: another model's, for a `model` that is only a configuration: its weights are drawn at random.
+        """
         if not self.method:
             return f"# {self.name}: lesson 07 runs it; this is its prediction only."
         train = f"run = labkit.train(model, task, {self.method}, steps=100, batch_size={batch})"
@@ -54,18 +64,23 @@ class Way:
             imports.append("from labkit.memory.checkpointed import checkpointed")
             train = f"with checkpointed(model, {segments}):\n    {train}"
         imports += ["from labkit.scale import Scale", "from labkit.tasks import Sentiment"]
+        make, quoted = "from_random" if tokenizer else "load", json.dumps(model, ensure_ascii=False)
+        if tokenizer:
+            imports += ["", "# Only its configuration is known here: random weights, and another model's tokenizer."]
         body = [
-            f'model = models.load("{model}", device=Scale.here().device)',
-            f'task = Sentiment.load(model="{model}")',
+            f"model = models.{make}({quoted}, device=Scale.here().device)",
+            f"task = Sentiment.load(model={json.dumps(tokenizer) if tokenizer else quoted})",
             f"task.seq_len = {seq_len}",
             train,
         ]
-        return "\n".join([*imports, "", *body])
+        return "\n".join([*imports, *([] if tokenizer else [""]), *body])
 
 
 def _host_states(case: Case) -> int:
-    """fp32 master weights and two moments, and a staging buffer for gradients (labkit.memory.offload_optimizer)."""
-    return (12 + case.stored) * case.arch.parameters
+    """fp32 master weights and two moments, and the buffers through which gradients come (labkit.memory.host_adamw)."""
+    count = sum(case.trained)
+    capacity = bucket_values(count, getattr(torch, case.weights), BUCKET / MIB)
+    return sum(host_bytes(count, len(case.trained), case.stored, capacity).values())
 
 
 MIXED = "from labkit.numerics.mixed import MixedPrecision"

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socketserver
+import threading
 
 import pytest
 import torch
@@ -49,6 +51,40 @@ def test_unknown_ids_and_dtypes_are_named(monkeypatch):
         models.load("nobody/no-such-model")
     with pytest.raises(LabError, match="float17"):
         models.load("tiny", dtype="float17")
+
+
+@pytest.fixture
+def silent_hub(monkeypatch, tmp_path):
+    """A hub that hangs up on everyone; the list has an entry for each who came."""
+    came = []
+
+    class HangUp(socketserver.BaseRequestHandler):
+        def handle(self):
+            came.append(self.client_address)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), HangUp) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/{filename}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        yield came
+        server.shutdown()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(silent_hub):
+    with pytest.raises(LabError, match=r"could not be loaded \(the hub does not answer") as found:
+        models.config("nobody/no-such-model")
+    assert len(silent_hub) == 1 and "'nobody/no-such-model'" in found.value.cause
+    assert "Check the id and the network" in found.value.remedy
+    assert "\n" not in str(found.value)
+
+
+def test_a_published_configuration_and_one_in_a_file_need_no_hub(silent_hub):
+    assert models.config("llama-7b").num_hidden_layers == 32 and models.config("opt-125m").hidden_size == 768
+    assert models.config(str(models.TINY / "config.json")).vocab_size == models.config("tiny").vocab_size
+    assert not silent_hub
 
 
 def test_tokenizer_round_trips_any_text_and_pads_on_the_left():

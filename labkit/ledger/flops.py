@@ -67,22 +67,26 @@ def _head(case: Case) -> int:
 
 @dataclass(frozen=True)
 class Rate:
-    """What a machine reached in one measured step: `flops` operations in `seconds`, products in `products`."""
+    """What a machine reached in one measured step: `flops` operations in `seconds`, products in `products`.
+
+    `blockwise`: whether the optimizer kept its moments in 8 bits, and decoded and encoded them in each update.
+    """
 
     gpu: str
     products: str
     flops: int
     seconds: float
+    blockwise: bool = False
 
 
 def seconds(case: Case, gpu: str, rates: Sequence[Rate]) -> float | None:
     """Expected seconds of a step, at the rate of the measured step on that GPU that is nearest in operations.
 
     A small step is bound by launches and a large one by arithmetic, so that a rate holds near its own size only. None
-    where no step with such products was measured there, or none within a factor of ten.
+    where no step with such products and such an optimizer was measured there, or none within a factor of ten.
     """
-    wanted, products = step(case), case.compute or case.weights
-    known = [rate for rate in rates if rate.gpu == gpu and rate.products == products]
+    wanted, kind = step(case), (case.compute or case.weights, case.optimizer == "adamw8bit")
+    known = [rate for rate in rates if rate.gpu == gpu and (rate.products, rate.blockwise) == kind]
     near = min(known, key=lambda rate: abs(math.log(rate.flops / wanted)), default=None)
     if near is None or not 0.1 <= near.flops / wanted <= 10:
         return None

@@ -1,8 +1,10 @@
 """How many bytes a GPU has, by its name or as a number such as "24GB".
 
-A vendor's GB of GPU memory is 2^30 bytes. A program does not get all of it: the driver keeps a part, every process has
-a CUDA context (its kernels and libraries, some hundred MiB), and the caching allocator cannot use every gap between
-blocks of other sizes. `usable` takes off what we set aside for these; it is a reserve, not a measurement.
+A vendor's GB of GPU memory is 2^30 bytes. A program does not get all of it: every process has a CUDA context (its
+kernels and libraries), the libraries of matrix products take workspaces, and the caching allocator cannot use every gap
+between blocks of other sizes. `usable` takes off what the median case of the table `anatomy` needs for these, on an
+H100. It is a reserve and no promise: a step that allocates and frees much (checkpointing) has left a quarter in gaps,
+and before the allocator gives up it returns what lies idle. A driver may also show a percent less than the box says.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import re
 
 from labkit.errors import LabError, UnknownNameError
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 # From NVIDIA's data sheets.
 GPUS = {
     "t4": 16,
@@ -30,8 +32,8 @@ GPUS = {
     "h200": 141,
     "b200": 180,
 }
-CONTEXT = GIB // 2
-FRAGMENTS = 0.03
+CONTEXT = (773 + 65) * MIB  # the driver's count beyond what torch reserves, 751 to 779; and workspaces
+FRAGMENTS = 0.08  # reserved beyond allocated at the peak, as a share of it: 2 to 25 %
 
 
 def memory(gpu: str) -> int:
@@ -44,15 +46,31 @@ def memory(gpu: str) -> int:
     text = gpu.strip().lower().replace("_", "-").replace(" ", "")
     if text in GPUS:
         return GPUS[text] * GIB
-    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(g|m)i?b?", text)
-    if not found:
+    size = _bytes(text)
+    if size is None:
         raise UnknownNameError.among("GPU", gpu, GPUS)
-    size = round(float(found[1]) * (GIB if found[2] == "g" else 2**20))
     if size <= 0:
         raise LabError(f"{gpu} is no size of a GPU.", "Give a size above 0, such as 24GB.")
     return size
 
 
+def host_memory(size: str) -> int:
+    """Bytes of a host's memory, from a size such as "64GB".
+
+    Raises:
+        LabError: for what is no size, or one that is not above 0.
+    """
+    found = _bytes(size.strip().lower().replace(" ", ""))
+    if found is None or found <= 0:
+        raise LabError(f"{size!r} is no size of host memory.", "Give a size above 0, such as 64GB.")
+    return found
+
+
+def _bytes(text: str) -> int | None:
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(g|m)i?b?", text)
+    return round(float(found[1]) * (GIB if found[2] == "g" else MIB)) if found else None
+
+
 def usable(size: int) -> int:
     """Bytes that tensors may fill on a GPU of `size` bytes."""
-    return max(0, round((size - CONTEXT) * (1 - FRAGMENTS)))
+    return max(0, round((size - CONTEXT) / (1 + FRAGMENTS)))

@@ -7,14 +7,16 @@ their fp32 copies. QLoRA's authors (Dettmers et al. 2023, arXiv:2305.14314) say 
 parameters in 16 bits, which is 12 N: fp32 master weights and moments alone come to that.
 
 The step adds activations (`activations`), which grow block by block in the forward pass and are freed in reverse, and
-passing tensors. Three moments compete for the peak:
+passing tensors. Four moments compete for the peak:
 
 1. The loss: all activations, and B T V numbers (V words) three times over in fp32: the log-probabilities, the loss's
    gradient with respect to them, and with respect to the logits.
-2. Backward through the last block: nearly all activations, few gradients, and the feed-forward part's gradients.
+2. Backward through the last block: nearly all activations, the gradients of the head and of the feed-forward part.
 3. The end of backward: no activations, all gradients, and the embedding's gradient (twice where it is also the head).
+4. The update: all gradients. With master weights they pass from 16 bits to 32 one tensor after the other, and the
+   tensor that is just copied lies there in both formats.
 
-In between both sums are linear in the number of blocks, so that no moment there can be larger.
+In between the sums of backward are linear in the number of blocks, so that no moment there can be larger.
 """
 
 from __future__ import annotations
@@ -102,6 +104,9 @@ class _Sizes:
         self.scored = (10 if case.autocast else 8) * scores + made_of + mask if scores else 0
         size = case.updated if not case.master else case.stored
         self.embedding = arch.vocab * arch.hidden * size if case.train == "full" else 0
+        self.head = 0 if arch.tied else _share(case, "gradients", self.embedding)  # its gradient is complete at once
+        others = sum(w.numel for w in arch.outside if w.name not in ("embedding", "head"))
+        self.others = _share(case, "gradients", others * size) if case.train == "full" else 0
         per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
         self.block_gradients = _share(case, "gradients", per_block * size)
         self.gradients = gradients(case, round_to) if case.train != "nothing" else 0
@@ -138,9 +143,25 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
     at("forward", activations=whole, logits=_loss(case, sizes), temporary=head)
     at("backward", activations=whole, logits=12 * sizes.words)
     _backward(case, sizes, kept, at)
-    at("update", gradients=sizes.gradients)
+    at("update", gradients=max(sizes.gradients, _both_formats(case, round_to)))
     at("end")
     return Trace(moments)
+
+
+def _both_formats(case: Case, round_to: int) -> int:
+    """Most bytes of gradients while they become fp32 in the order of the parameters, each copied before it is freed."""
+    if not case.master or case.train != "full":
+        return 0
+    arch = case.arch
+    at_end = [w for w in arch.outside if w.name == "head" or (arch.kind == "llama" and w.name.startswith("norm"))]
+    at_start = [w for w in arch.outside if w not in at_end]
+    sizes = [w.numel for w in (*at_start, *arch.block * arch.layers, *at_end)]
+    held, most = _sum((case.stored * n for n in sizes), round_to), 0
+    for n in sizes:
+        narrow, wide = round_up(case.stored * n, round_to), round_up(4 * n, round_to)
+        most = max(most, held + wide)
+        held += wide - narrow
+    return _share(case, "gradients", most)
 
 
 def _loss(case: Case, sizes: _Sizes) -> int:
@@ -160,7 +181,7 @@ def _kept(case: Case, sizes: _Sizes) -> list[int]:
 def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
     """Backward through the blocks, at the widest moment of each, and through the embedding."""
     pending = sizes.embedding * case.arch.tied
-    total = 0
+    total = min(sizes.head, sizes.gradients)
     # The feed-forward part: gradients of gate and up beside that of their product, whose own value is free by then.
     passing = sizes.stream + 2 * sizes.feed_forward + sizes.gathered
     cuts = runs(case.arch.layers, case.segments) if case.segments else []
@@ -171,6 +192,7 @@ def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
             alive -= sizes.second_half
             at("backward", activations=alive, gradients=total, temporary=sizes.stream + sizes.scores + pending)
         total = min(total + sizes.block_gradients, sizes.gradients)
+    total = min(total + sizes.others, sizes.gradients)
     at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)
 
 

@@ -88,17 +88,17 @@ class _Storage:
 class Tracker(TorchDispatchMode):
     """Follows bytes by category while it is entered.
 
-    New tensors are "temporary"; those that autograd saves become "activations" (or "logits", if they have a value for
-    each of the `vocab` words and each token), and gradients "gradients" once they are complete.
+    New tensors are "temporary"; those that autograd saves become "activations", and gradients "gradients" once they are
+    complete. What has a number for each word and token is "logits" from the head's product on to the gradient of that.
 
     Args:
         round_to: bytes that an allocation is a multiple of.
-        vocab: number of words, to tell logits apart; 0 for none.
     """
 
-    def __init__(self, round_to: int = BLOCK, vocab: int = 0):
+    def __init__(self, round_to: int = BLOCK):
         super().__init__()
-        self.round_to, self.vocab = round_to, vocab
+        self.round_to = round_to
+        self._words, self._casting = 0, False
         self.trace = Trace()
         self.place = "start"
         self._now: dict[str, int] = {}
@@ -123,7 +123,7 @@ class Tracker(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._see(leaf, self._kind(leaf))
+                self._see(leaf, self._kind(func, leaf))
         self.mark()
         return result
 
@@ -140,9 +140,35 @@ class Tracker(TorchDispatchMode):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
 
-    def _kind(self, tensor: Tensor) -> str:
-        wide = self.vocab and tensor.dim() > 1 and tensor.shape[-1] == self.vocab and tensor.is_floating_point()
-        return "logits" if wide and self.place in ("forward", "backward") else "temporary"
+    @contextmanager
+    def logits_of(self, head: torch.nn.Linear) -> Iterator[None]:
+        """In which logits are told apart: what `head` makes, [..., words], and of as many numbers, until backward has
+        come to its gradient. A hidden state can have the same shape, but not between these two."""
+
+        def begin(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._words, self._casting = args[0].numel() // head.in_features * head.out_features, True
+
+        def ready(module: torch.nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> None:
+            self._casting = False
+            if logits.requires_grad:
+                logits.register_hook(end)
+
+        def end(gradient: Tensor) -> None:
+            self._words = 0
+
+        hooks = head.register_forward_pre_hook(begin), head.register_forward_hook(ready)
+        try:
+            yield
+        finally:
+            self._words = 0
+            for hook in hooks:
+                hook.remove()
+
+    def _kind(self, func: Any, tensor: Tensor) -> str:
+        # Before its product the head under autocast casts its input, which can have as many numbers.
+        cast = self._casting and func is torch.ops.aten._to_copy.default
+        wide = self._words and tensor.numel() == self._words and tensor.is_floating_point()
+        return "logits" if wide and not cast else "temporary"
 
     def _see(self, tensor: Tensor, category: str, known: bool = False) -> None:
         storage = tensor.untyped_storage()

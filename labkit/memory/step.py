@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any
 from unittest import mock
 
@@ -111,6 +112,8 @@ def build(case: Case, config: Any, device: str) -> torch.nn.Module:
 
     attention = "sdpa" if case.attention == "flash" else "eager"
     dtype = getattr(torch, case.weights)
+    # transformers writes dtype and attention into the configuration that it builds from, and keeps it.
+    config = deepcopy(config)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     if case.train == "lora":
@@ -186,7 +189,7 @@ def _attention_of(case: Case) -> AbstractContextManager:
 
 def follow(step: Step, round_to: int = BLOCK) -> Trace:
     """One step under a tracker, on real or fake tensors."""
-    tracker = Tracker(round_to, step.case.arch.vocab)
+    tracker = Tracker(round_to)
     tracker.register(step.model.parameters(), "weights")
     tracker.register(step.masters, "master_weights")
     tracker.register((*step.model.buffers(), step.tokens), "buffers")
@@ -195,7 +198,8 @@ def follow(step: Step, round_to: int = BLOCK) -> Trace:
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: tracker.register([p.grad], "gradients")) for p in step.trained
     ]
-    with tracker, step.checkpointing():
+    head = step.model.get_output_embeddings()  # type: ignore[operator]
+    with tracker, tracker.logits_of(head), step.checkpointing():
         tracker.place = "forward"
         with tracker.saving():
             loss = step.forward()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BAND = 5.0  # percent
+LETTER = 0.085  # inches of a small letter of a name on an axis
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 # A dash for each category, so that lines differ on paper too.
 LINE_DASHES: dict[str, Any] = dict(zip(CATEGORIES, (*DASHES, "-"), strict=True))
@@ -187,7 +188,7 @@ def growth_figure(sweeps: Mapping[str, Sweep], over: str = "sequence length (tok
         style = {"color": PALETTE["black"], "linestyle": "-", "linewidth": 1, "label": "peak of the sum"}
         ax.plot(xs, [p / size for p in peaks], **style)
         ax.set(xscale="log", yscale="log", xlabel=over)
-        ax.set_xticks(xs, [_short(x) for x in xs], fontsize="small")
+        ax.set_xticks(xs, _apart(xs, 0.8 * fig.get_figwidth() / len(sweeps)), fontsize="small")
         ax.minorticks_off()
         ax.yaxis.set_major_formatter(lambda value, _: number(value))
         fastest, power = _fastest(xs, lines)
@@ -227,6 +228,21 @@ def _fastest(xs: Sequence[float], lines: Mapping[str, Sequence[int]]) -> tuple[s
     # Of two that grow alike (activations and logits with the batch) the larger one counts.
     best = max(powers, key=lambda name: (round(powers[name], 1), lines[name][-1]))
     return best, powers[best]
+
+
+def _apart(xs: Sequence[float], inches: float) -> list[str]:
+    """Names of the sizes on a logarithmic axis of so many inches: the ends', and between them those with room."""
+    names = [_short(x) for x in xs]
+    places = [inches * log(x / xs[0]) / log(xs[-1] / xs[0]) for x in xs]
+
+    def meet(i: int, k: int) -> bool:
+        return abs(places[k] - places[i]) < LETTER * ((len(names[i]) + len(names[k])) / 2 + 1)
+
+    kept = [0]
+    for i in range(1, len(xs) - 1):
+        if not meet(i, kept[-1]) and not meet(i, len(xs) - 1):
+            kept.append(i)
+    return [name if i in kept or i == len(xs) - 1 else "" for i, name in enumerate(names)]
 
 
 def _short(x: float) -> str:

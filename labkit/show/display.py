@@ -48,7 +48,7 @@ def figure_html(fig: Figure, alt: str) -> str:
     if len(alt.split()) < 5:
         raise LabError(f"The alternative text {alt!r} says nothing.", "Describe the finding in a sentence.")
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=110, pil_kwargs={"optimize": True})
+    fig.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 1})  # packed again with fewer colours
     width = int(fig.get_figwidth() * 100)
     plt.close(fig)
     data = base64.b64encode(_fewer_colours(buffer.getvalue())).decode()
@@ -96,7 +96,7 @@ def table(rows: list[dict], units: dict[str, str] | None = None, caption: str = 
     heads = [_head(name, units.get(name, "")) for name in columns]
     body = [[_cell(row.get(name)) for name in columns] for row in rows]
     numeric = [all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns]
-    _emit(_html_table(heads, body, numeric, caption), _plain_table(heads, body, numeric, caption))
+    _emit(html_table(heads, body, numeric, caption), _plain_table(heads, body, numeric, caption))
 
 
 def _head(name: str, unit: str) -> str:
@@ -105,7 +105,13 @@ def _head(name: str, unit: str) -> str:
     return f"{name} ({unit})" if unit and not told else name
 
 
-def _html_table(heads: list[str], body: list[list[str]], numeric: list[bool], caption: str) -> str:
+def html_table(heads: list[str], body: list[list[str]], numeric: list[bool], caption: str) -> str:
+    """An HTML table of cells that are text already, for a page or widget that holds more than the table.
+
+    Args:
+        numeric: for each column whether it is set flush right.
+        caption: above the table; empty for none.
+    """
     align = ["right" if n else "left" for n in numeric]
     pairs = list(zip(heads, align, strict=True))
     head = "".join(f'<th scope="col" style="text-align:{a}">{html.escape(h)}</th>' for h, a in pairs)

@@ -12,7 +12,7 @@ from labkit.ledger import activations
 from labkit.ledger.case import Case
 from labkit.ledger.predict import gradients, predict, standing
 from labkit.ledger.shapes import Architecture
-from labkit.memory.step import Step, follow, trace
+from labkit.memory.step import Step, build, follow, trace
 
 POLICIES = [
     {},
@@ -49,6 +49,15 @@ def test_the_same_peak_as_torchs_memtracker(options):
     assert abs(peak - found) <= 0.002 * found
 
 
+@pytest.mark.parametrize("attention", ["flash", "eager"])
+def test_a_configuration_stays_as_it_was_given(attention):
+    config = llama(attention="eager" if attention == "flash" else "sdpa")
+    before = config.to_json_string(use_diff=False), config._attn_implementation, config.dtype
+    model = build(case_of(config, weights="bfloat16", attention=attention), config, "meta")
+    assert (config.to_json_string(use_diff=False), config._attn_implementation, config.dtype) == before
+    assert model.config.dtype == torch.bfloat16 and model.config._attn_implementation != config._attn_implementation
+
+
 @pytest.mark.parametrize("options", POLICIES, ids=str)
 @pytest.mark.parametrize("kind", [llama, opt])
 def test_nothing_is_left_and_categories_are_what_the_formula_says(kind, options):
@@ -63,6 +72,22 @@ def test_nothing_is_left_and_categories_are_what_the_formula_says(kind, options)
     if case.train != "nothing":
         update = max(m.bytes.get("gradients", 0) for m in seen.moments)
         assert update >= gradients(case, 1) - (0 if case.train == "lora" else 4 * config.vocab_size * 32)
+
+
+@pytest.mark.parametrize("options", POLICIES, ids=str)
+def test_a_hidden_state_as_wide_as_the_vocabulary_is_no_logits(options):
+    square, other = llama(3, vocab_size=32), llama(3, vocab_size=40)
+    found = []
+    for config in (square, other):
+        case = case_of(config, 2, 16, **options)  # as many tokens as the width: weights have the shape, too
+        moments = trace(case, config, round_to=1).moments
+        held = [moment.bytes.get("logits", 0) / (case.tokens * config.vocab_size) for moment in moments]
+        found.append(
+            [bytes_a_word for bytes_a_word, before in zip(held, [-1, *held], strict=False) if bytes_a_word != before]
+        )
+    assert found[0] == found[1] and max(found[0]) in (8, 10, 12) and found[0][0] == found[0][-1] == 0
+    first = next(moment for moment in moments if moment.bytes.get("logits"))
+    assert first.place == "forward" and first.bytes["logits"] == case.product * case.tokens * 40
 
 
 def test_what_is_kept_is_what_the_formula_keeps():
@@ -87,6 +112,22 @@ def test_the_predicted_peak_is_the_traced_one(kind, options, segments):
         case = case_of(config, batch, seq_len, segments=segments, **options)
         predicted, traced = predict(case).peak, trace(case, config).peak
         assert abs(predicted.total / traced.total - 1) < 0.05, (batch, seq_len, predicted, traced)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [llama, opt])
+def test_every_part_of_a_tiny_batch_is_the_traced_one(kind, tied):
+    """Where gradients decide: the head's own is there all through backward, and masters' come one tensor at a time."""
+    config = kind(3, tied=tied)
+    config.vocab_size, config.hidden_size, config.intermediate_size = 4096, 128, 352
+    if kind is opt:
+        config.word_embed_proj_dim, config.ffn_dim, config.max_position_embeddings = 128, 352, 64
+    for options in ({}, {"weights": "bfloat16"}, {"weights": "bfloat16", "master": True}, {"optimizer": "sgd"}):
+        case = case_of(config, 1, 8, **options)
+        predicted, traced = predict(case, 1), trace(case, config, 1)
+        for place in ("forward", "backward", "update"):
+            formula, seen = predicted.highest(place), traced.highest(place)
+            assert formula.total == pytest.approx(seen.total, rel=2e-3), (place, options, formula, seen)
 
 
 def test_every_number_of_segments_of_a_deeper_stack():

@@ -13,11 +13,15 @@ class Answers:
     def __init__(self, lab: str):
         self._lab = Lab.read(LESSONS / lab / "lab.ipynb")
 
-    def wrong(self, exercise: str, tests: tuple[str, ...], why: str, *changes: str, code: str = "") -> dict:
-        """A wrong answer that `tests` reject: `code`, or the solution with pieces replaced (old, new, old, new …)."""
+    def right(self, exercise: str) -> str:
+        """The body of the solution."""
         solution = self._lab.exercise(exercise).solution
         assert solution is not None
-        answer = code or region(solution.source)
+        return region(solution.source)
+
+    def wrong(self, exercise: str, tests: tuple[str, ...], why: str, *changes: str, code: str = "") -> dict:
+        """A wrong answer that `tests` reject: `code`, or the solution with pieces replaced (old, new, old, new …)."""
+        answer = code or self.right(exercise)
         for old, new in zip(changes[::2], changes[1::2], strict=True):
             # A piece that is not there would leave the right answer in place.
             assert answer.count(old) == 1, f"{old!r} occurs {answer.count(old)} times in the solution of {exercise}"

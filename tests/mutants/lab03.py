@@ -2,62 +2,11 @@
 
 from __future__ import annotations
 
+from .answers import Answers
+
 LAB = "03-training-stability"
+_right = Answers(LAB).right
 
-_SOFTMAX = """
-top = scores.amax(-1, keepdim=True)
-top = top.masked_fill(top == -math.inf, 0)
-powers = (scores - top).exp()
-total = powers.sum(-1, keepdim=True)
-return powers / total.masked_fill(total == 0, 1)
-"""
-_ATTENTION = """
-scores = (q / (alpha * math.sqrt(q.shape[-1]))) @ k.mT
-later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-scores = scores.masked_fill(later, -math.inf)
-weights = torch.softmax(scores.float() * alpha, dim=-1)
-return weights.to(q.dtype) @ v
-"""
-_SHRINK = """
-rows = F.embedding(tokens, weight)
-if rows.requires_grad:
-    rows.register_hook(lambda gradient: gradient * alpha)
-return rows
-"""
-_CONSTANTS = """
-n, m = encoder_layers, decoder_layers
-if n + m == 0:
-    raise ValueError("A model without layers has nothing to normalize.")
-if m == 0:
-    return {"encoder": ((2 * n) ** 0.25, (8 * n) ** -0.25)}
-if n == 0:
-    return {"decoder": ((2 * m) ** 0.25, (8 * m) ** -0.25)}
-mixed = (n**4 * m) ** (1 / 16)
-return {"encoder": (0.81 * mixed, 0.87 / mixed), "decoder": ((3 * m) ** 0.25, (12 * m) ** -0.25)}
-"""
-_LAYER = """
-width = layer.self_attn.embed_dim
-with torch.no_grad():
-    layer.self_attn.in_proj_weight[2 * width :] *= beta
-    for matrix in (layer.self_attn.out_proj, layer.linear1, layer.linear2):
-        matrix.weight *= beta
-
-def forward(x):
-    x = layer.norm1(alpha * x + attend(layer, x))
-    return layer.norm2(alpha * x + feed(layer, x))
-
-return forward
-"""
-_UPDATE = """
-twin = copy.deepcopy(model).eval()
-twin.zero_grad()
-before = twin(x)
-loss(before).backward()
-optimizer(twin.parameters(), lr=learning_rate).step()
-with torch.no_grad():
-    change = twin(x) - before
-    return (change.square().mean().sqrt() / before.square().mean().sqrt()).item()
-"""
 _QUERY = "(q / (alpha * math.sqrt(q.shape[-1]))) @ k.mT"
 _MASK = "scores = scores.masked_fill(later, -math.inf)\n"
 _VALUE = "    layer.self_attn.in_proj_weight[2 * width :] *= beta\n"
@@ -67,11 +16,11 @@ _ROOT = "before.square().mean().sqrt()"
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
 
 
-def _wrong(exercise: str, right: str, answers: dict[str, tuple]) -> dict[str, dict]:
+def _wrong(exercise: str, answers: dict[str, tuple]) -> dict[str, dict]:
     """Mutants of one exercise: name -> (why, which tests it loses, code or (old, new) pieces of the right answer)."""
     made = {}
     for name, (why, tests, *change) in answers.items():
-        code = right
+        code = _right(exercise)
         for piece in change:
             old, new = (code, piece) if isinstance(piece, str) else piece
             # A piece that is not there would leave the right answer in place.
@@ -300,10 +249,10 @@ _UPDATES = {
     ),
 }  # fmt: skip
 MUTANTS = {
-    **_wrong("ex1-softmax", _SOFTMAX, _SOFTMAXES),
-    **_wrong("ex2-attention", _ATTENTION, _ATTENTIONS),
-    **_wrong("ex3-shrink", _SHRINK, _SHRINKS),
-    **_wrong("ex4-constants", _CONSTANTS, _CONSTANT_SETS),
-    **_wrong("ex5-layer", _LAYER, _LAYERS),
-    **_wrong("ex6-update", _UPDATE, _UPDATES),
+    **_wrong("ex1-softmax", _SOFTMAXES),
+    **_wrong("ex2-attention", _ATTENTIONS),
+    **_wrong("ex3-shrink", _SHRINKS),
+    **_wrong("ex4-constants", _CONSTANT_SETS),
+    **_wrong("ex5-layer", _LAYERS),
+    **_wrong("ex6-update", _UPDATES),
 }

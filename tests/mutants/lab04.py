@@ -256,10 +256,13 @@ MUTANTS = {
         "* itemsize", "* 2"),
     "conversations-no-reserve": _wrong(
         TALKS, BOTH, "The context and the gaps are forgotten.",
-        "(gpu * 2**30 - 2**29) * 0.97", "gpu * 2**30"),
+        "(gpu * 2**30 - 838 * 2**20) / 1.08", "gpu * 2**30"),
     "conversations-gaps-before-the-context": _wrong(
-        TALKS, BOTH, "The 3 % are of what is left after the context.",
-        "(gpu * 2**30 - 2**29) * 0.97", "gpu * 2**30 * 0.97 - 2**29"),
+        TALKS, BOTH, "Gaps lie in what is left after the context.",
+        "(gpu * 2**30 - 838 * 2**20) / 1.08", "gpu * 2**30 / 1.08 - 838 * 2**20"),
+    "conversations-gaps-as-a-share-of-the-rest": _wrong(
+        TALKS, BOTH, "8 % of the tensors are less than 8 % of what is left.",
+        "/ 1.08", "* 0.92"),
     "conversations-without-weights": _wrong(
         TALKS, BOTH, "The weights take no room.",
         " - weights", ""),

@@ -75,36 +75,13 @@ for inputs, targets in micro_batches:
     loss += part.item()
 return loss
 """
-_ROW_SHARES = """
-rows = sum(len(inputs) for inputs, _ in micro_batches)
-model.zero_grad()
-loss = 0.0
-for inputs, targets in micro_batches:
-    part = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) * len(inputs) / rows
-    part.backward()
-    loss += part.item()
-return loss
-"""
-_MEANS_WITH_SHARES = """
-counts = [int((targets != -100).sum()) for _, targets in micro_batches]
-model.zero_grad()
-loss = 0.0
-for (inputs, targets), count in zip(micro_batches, counts):
-    part = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) * count / sum(counts)
-    part.backward()
-    loss += part.item()
-return loss
-"""
-_RUNNING_COUNT = """
-model.zero_grad()
-loss, total = 0.0, 0
-for inputs, targets in micro_batches:
-    total += int((targets != -100).sum())
-    part = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="sum") / total
-    part.backward()
-    loss += part.item()
-return loss
-"""
+_ROW_SHARES = "rows = sum(len(inputs) for inputs, _ in micro_batches)" + _MEAN_OF_MEANS.replace(
+    "/ len(micro_batches)", "* len(inputs) / rows"
+)
+_MEANS_WITH_SHARES = (
+    "total = sum(int((targets != -100).sum()) for _, targets in micro_batches)"
+    + _MEAN_OF_MEANS.replace("/ len(micro_batches)", "* int((targets != -100).sum()) / total")
+)
 _HOOKS_STAY_ON = """
 from contextlib import nullcontext
 
@@ -266,7 +243,8 @@ MUTANTS = {
         code=_MEANS_WITH_SHARES),
     "accumulate-running-count": _wrong(
         ACCUMULATE, BOTH, "Divides by the tokens so far: the first micro-batches weigh too much.",
-        code=_RUNNING_COUNT),
+        "total = sum(int((targets != -100).sum()) for _, targets in micro_batches)\n", "total = 0\n",
+        "    logits =", "    total += int((targets != -100).sum())\n    logits ="),
     "accumulate-last-loss": _wrong(
         ACCUMULATE, BOTH, "Returns the last micro-batch's part of the loss.",
         "loss += part.item()", "loss = part.item()"),

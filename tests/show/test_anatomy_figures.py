@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from decoders import wide_llama
@@ -260,6 +262,20 @@ def test_growth_with_the_model_names_parameters():
     fig = anatomy_record.growth_figure({"full": sweep}, "model (parameters)")
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["125 M", "1.32 B"]
     assert fig.get_suptitle().startswith("Model from 125 M to 1.32 B: the peak grows ")
+
+
+def test_names_of_many_sizes_stay_apart():
+    lengths = [2**i for i in range(5, 17)]
+    sweeps = {str(n): {t: BASE.with_(seq_len=t) for t in lengths} for n in range(3)}
+    for count in (1, 2, 3):
+        fig = anatomy_record.growth_figure(dict(list(sweeps.items())[:count]))
+        fig.draw_without_rendering()
+        for ax in fig.axes:
+            labels = [label for label in ax.get_xticklabels() if label.get_text()]
+            boxes = [label.get_window_extent() for label in labels]
+            assert all(left.x1 < right.x0 for left, right in pairwise(boxes)), [label.get_text() for label in labels]
+            assert labels[0].get_text() == "32" and labels[-1].get_text() == "65536"
+            assert len(labels) >= 3 and len(ax.get_xticks()) == len(lengths)
 
 
 def test_titles_and_names_lie_inside_the_figure():
