@@ -80,7 +80,7 @@ def _host_states(case: Case) -> int:
     """fp32 master weights and two moments, and the buffers through which gradients come (labkit.memory.host_adamw)."""
     count = sum(case.trained)
     capacity = bucket_values(count, getattr(torch, case.weights), BUCKET / MIB)
-    return sum(host_bytes(count, len(case.trained), case.stored, capacity).values())
+    return sum(host_bytes(count, len(case.trained), case.stored, capacity, workers=1).values())
 
 
 MIXED = "from labkit.numerics.mixed import MixedPrecision"
