@@ -16,8 +16,8 @@ import torch
 from labkit.ledger import MIB
 from labkit.ledger.case import BUCKET, Case
 from labkit.ledger.shapes import Architecture
+from labkit.memory.buckets import bucket_values
 from labkit.memory.host_adamw import host_bytes
-from labkit.memory.offload_optimizer import bucket_values
 
 BF16 = {"weights": "bfloat16"}
 

@@ -22,7 +22,7 @@ is synthetic (`synthetic_gb_per_s`), copies sleep as long as it would take, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -119,10 +119,16 @@ class Setting:
     batch: int
     seq_len: int
     segments: int
+    transfer: str | None = None
     overlap: bool | None = None
     layerwise: bool | None = None
     max_grad_norm: float | None = None
     reshard: bool | None = None
+
+    def with_(self, size: tuple[int, int, int], **changes: Any) -> Setting:
+        """The same at another size, and with other values."""
+        batch, seq_len, segments = size
+        return replace(self, batch=batch, seq_len=seq_len, segments=segments, **changes)
 
     def is_in(self, done: Sequence[dict]) -> bool:
         """Whether one of these rows has this setting."""
@@ -141,32 +147,32 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     facts = {"model": plan.model, "dtype": scale.dtype, "synthetic_gb_per_s": synthetic}
     rates = bus_rates(scale.device, synthetic)
     compute = {tuple(row[key] for key in SIZE): row["step_ms"] for row in done if row["method"] == "none"}
-    for together in sessions(plan):
+    for together in sessions(plan, scale.dtype):
         todo = [setting for setting in together if not setting.is_in(done)]
         for setting, found, note in _session(todo, plan, case, config):
             size = (setting.batch, setting.seq_len, setting.segments)
             if setting.method == "none":
                 compute[size] = rounded(found.get("step_ms"))
-            yield facts | _row(setting, found, rates, compute.get(size), note, scale.dtype)
+            yield facts | _row(setting, found, rates, compute.get(size), note)
 
 
-def sessions(plan: Plan) -> Iterator[list[Setting]]:
+def sessions(plan: Plan, dtype: str) -> Iterator[list[Setting]]:
     """Settings that share a model and its optimizer, small batches first."""
+    wide = None if dtype == "float32" else "float32"
     every = sorted({*plan.sizes, *plan.activation_sizes})
     yield [Setting("none", *size) for size in every]
     for overlap in (True, False):
         yield [Setting(OURS_ACTIVATIONS, *size, overlap=overlap) for size in plan.activation_sizes]
     yield [Setting(SAVED, *size) for size in plan.activation_sizes]
     yield [Setting("torch.AdamW", *size) for size in plan.sizes]
-    for overlap in (True, False):
-        yield [
-            Setting(OURS, *size, overlap=overlap, layerwise=layerwise, max_grad_norm=norm)
-            for size in plan.sizes
-            for norm in (None, NORM)
-            for layerwise in ((True, False) if overlap else (False,))
-        ]
+    for transfer in dict.fromkeys((wide, None)):
+        norms = (None, NORM) if transfer == wide else (None,)
+        ours = Setting(OURS, *plan.sizes[0], transfer, overlap=True, layerwise=True)
+        yield [ours.with_(size, max_grad_norm=norm) for size in plan.sizes for norm in norms]
+    in_order = Setting(OURS, *plan.sizes[0], wide, overlap=False, layerwise=False)
+    yield [in_order.with_(size) for size in plan.sizes]
     for reshard in (True, False):
-        yield [Setting(FSDP, *size, reshard=reshard) for size in plan.sizes]
+        yield [Setting(FSDP, *size, wide, reshard=reshard) for size in plan.sizes]
 
 
 def _session(todo: list[Setting], plan: Plan, case: Case, config: Any) -> Iterator[tuple[Setting, dict, str]]:
@@ -216,7 +222,7 @@ def _rig(first: Setting, plan: Plan, case: Case, config: Any) -> Plain:
 
     synthetic = plan.synthetic_gb_per_s if case.device == "cpu" else None
     if first.method == OURS:
-        return steps.OnHost(case, config, bool(first.overlap), synthetic, plan.bucket_mib)
+        return steps.OnHost(case, config, bool(first.overlap), synthetic, plan.bucket_mib, first.transfer)
     if first.method == OURS_ACTIVATIONS:
         return steps.ActivationsOnHost(case, config, bool(first.overlap), synthetic, plan.min_bytes)
     if first.method == FSDP:
@@ -251,7 +257,7 @@ def _measured(rig: Plain, setting: Setting) -> dict[str, Any]:
 
 
 def _row(
-    setting: Setting, found: dict[str, Any], rates: dict[str, float], compute: float | None, note: str, dtype: str
+    setting: Setting, found: dict[str, Any], rates: dict[str, float], compute: float | None, note: str
 ) -> dict[str, Any]:
     """What was found, beside what could bound it."""
     step = rounded(found.get("step_ms"))
@@ -262,7 +268,6 @@ def _row(
     bound = max(known, key=known.__getitem__) if both and step is not None else None
     return {
         **asdict(setting),
-        "transfer": "float32" if setting.method == FSDP and dtype != "float32" else None,
         "step_ms": step,
         **times,
         "overlapped": rounded(found.get("overlapped")),

@@ -131,18 +131,27 @@ class OnDevice(Plain):
 class OnHost(Plain):
     """Our `OffloadedAdamW`."""
 
-    def __init__(self, case: Case, config: Any, overlap: bool, gb_per_s: float | None, bucket_mib: float = 16.0):
+    def __init__(
+        self,
+        case: Case,
+        config: Any,
+        overlap: bool,
+        gb_per_s: float | None,
+        bucket_mib: float = 16.0,
+        transfer: str | None = None,
+    ):
         super().__init__(case, config, weights="float32")
         self.optimizer = OffloadedAdamW(
             self.model,
             lr=LEARNING_RATE,
             dtype=getattr(torch, case.weights),
+            transfer=getattr(torch, transfer or case.weights),
             bucket_mib=bucket_mib,
             overlap=overlap,
             synthetic_gb_per_s=gb_per_s,
         )
         self.bus = self.optimizer.bus
-        self.down = self.up = sum(p.nbytes for p in self.model.parameters())
+        self.down = self.up = self.optimizer.transfer.itemsize * sum(p.numel() for p in self.model.parameters())
         self._host_ms = self._alone()
 
     def choose(self, layerwise: bool, max_grad_norm: float | None) -> None:
@@ -176,7 +185,7 @@ class OnHost(Plain):
 
     def device_tensors(self) -> list[Tensor]:
         """The buckets."""
-        return list(self.optimizer._slots)
+        return self.optimizer.device_buffers()
 
     def host_ms(self) -> float:
         """AdamW on the flat buffers, before the first step."""
@@ -185,20 +194,23 @@ class OnHost(Plain):
     def _alone(self) -> float:
         """The second of two rounds with a learning rate of 0; moments and gradients are zeros before and after."""
         host = self.optimizer.host
-        whole = [
-            Piece(i, 0, 0, p.numel(), start)
-            for i, (p, start) in enumerate(zip(host.parameters, host.starts, strict=True))
-        ]
-        settings = {"lr": 0.0, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
-        bucket = Bucket("alone", 0, 0, 0, settings=[settings])
         host.steps += 1
         for _ in range(2):
             begun = time.perf_counter()
-            host.all_of(bucket, list(chunks(whole, CHUNK)))
+            self._round()
             spent = time.perf_counter() - begun
         for tensor in (*host.moments, host.steps, host.staging):
             tensor.zero_()
         return 1e3 * spent
+
+    def _round(self) -> None:
+        """What the host's threads do in a step."""
+        host = self.optimizer.host
+        whole = [
+            Piece(i, 0, 0, p.numel(), at) for i, (p, at) in enumerate(zip(host.parameters, host.starts, strict=True))
+        ]
+        settings = {"lr": 0.0, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+        host.all_of(Bucket("alone", 0, 0, 0, settings=[settings]), list(chunks(whole, CHUNK)))
 
     def close(self) -> None:
         """Hooks, threads and buckets go."""

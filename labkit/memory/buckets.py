@@ -12,11 +12,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from labkit.memory.lanes import Ticket
 
 GRAIN = 64
+MIB = 2**20
+
+
+def bucket_values(count: int, dtype: torch.dtype, bucket_mib: float) -> int:
+    """Values of `dtype` in a bucket of `bucket_mib` MiB, no more than `count` values need; a multiple of GRAIN."""
+    wanted = min(int(bucket_mib * MIB) // dtype.itemsize, count + GRAIN - 1)
+    return max(GRAIN, wanted // GRAIN * GRAIN)
 
 
 @dataclass

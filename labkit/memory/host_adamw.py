@@ -5,8 +5,8 @@ Everything lies flat, parameter after parameter, and is worked on in pieces (`la
 AdamW in host memory is bound by that memory, and the more cores ask, the more it gives. Each of `host_workers` threads
 takes a chunk of at most `CHUNK` values and works on it alone. One thread that spreads every kernel over all cores, as
 torch does by itself, comes to the same where nothing else runs. Beside a training step it took 1.4 times as long on an
-H100's host: between two buckets the cores fall asleep, and every kernel waits for the one that wakes last. In a chunk
-a 16-bit gradient is widened, used, and the new weight rounded while the values are still in the cores' caches.
+H100's host: between two buckets the cores fall asleep, and every kernel waits for the one that wakes last. A chunk is
+large all the same: between its kernels a thread needs Python's lock, for which the training loop waits as well.
 
 Host bytes of n values in t tensors, sent in b-byte weights and gradients, with w workers:
 
@@ -35,7 +35,7 @@ from labkit.memory.buckets import Bucket, Piece, chunks
 from labkit.memory.lanes import Bus, Ticket, host_buffer
 from labkit.memory.timeline import HOST
 
-CHUNK = 2**20
+CHUNK = 2**22
 SPARE = 2  # cores for the training loop and for autograd, where there are more than FEW
 FEW = 4
 
@@ -70,10 +70,14 @@ class HostAdamW:
         dtype: in which gradients come and weights go.
         bus: to send them over. Where it does not overlap, there are no threads: `submit` returns when all is done.
         capacity: values in a bucket.
+        landing: [capacity], on the device: where weights that travel wider than they are come down before they are
+            rounded.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], dtype: torch.dtype, bus: Bus, capacity: int):
-        self.parameters, self.bus, self.dtype = list(parameters), bus, dtype
+    def __init__(
+        self, parameters: Sequence[Tensor], dtype: torch.dtype, bus: Bus, capacity: int, landing: Tensor | None = None
+    ):
+        self.parameters, self.bus, self.dtype, self.landing = list(parameters), bus, dtype, landing
         sizes = [p.numel() for p in self.parameters]
         self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
         count, wide = sum(sizes), dtype == torch.float32
@@ -194,7 +198,12 @@ class HostAdamW:
             self._free.append(scratch)
 
     def _upload(self, bucket: Bucket) -> Ticket:
-        return self.bus.upload([(self._weights(p), self._source(p)) for p in bucket.pieces], bucket.name)
+        copies = [(self._weights(p), self._source(p)) for p in bucket.pieces]
+        if self.landing is not None:
+            landed = [self.landing[p.at - bucket.begin :][: len(p)] for p in bucket.pieces]
+            weights, sources = zip(*copies, strict=True)
+            copies = [*zip(landed, sources, strict=True), *zip(weights, landed, strict=True)]
+        return self.bus.upload(copies, bucket.name)
 
     def _gradients(self, chunk: list[Piece], factor: tuple[Tensor, Ticket] | None, scratch: Tensor | None) -> Tensor:
         """A chunk's gradients in fp32, clipped: [values]. 32-bit ones are clipped where they lie."""

@@ -12,6 +12,7 @@ pinned here is one flat buffer a kind, or a pool of slots that are powers of two
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -116,6 +117,7 @@ class Bus:
             raise LabError(cause, "Leave synthetic_gb_per_s away, or give a positive rate on a CPU.")
         self.overlap, self.timeline = overlap, timeline
         self._rate = synthetic_gb_per_s
+        self._together = threading.Lock()
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._streams: dict[str, torch.cuda.Stream] = {}
         if overlap and self.on_gpu:
@@ -147,7 +149,8 @@ class Bus:
                 ticket = self._move(lane, copies, name, after)
                 ticket.wait()
             return ticket
-        with torch.cuda.stream(self._streams[lane]):
+        # What one call queues stays together, whichever threads call.
+        with self._together, torch.cuda.stream(self._streams[lane]):
             return self._move(lane, copies, name, after)
 
     @torch.no_grad()

@@ -3,7 +3,9 @@
 (Ren et al. 2021, arXiv:2101.06840.) Of the 16 bytes a parameter that fp32 training holds on the GPU, gradients (4),
 moments (8) and, in mixed precision, master weights move to host memory; the b bytes of the weight itself stay. The
 price is the bus, 2 b bytes a parameter and step, and the host's arithmetic: AdamW reads 16 and writes 12 bytes a
-parameter, on memory a tenth as fast as the GPU's. Both are hidden behind the backward pass as far as they fit:
+parameter, on memory a tenth as fast as the GPU's. Both are hidden behind the backward pass as far as they fit. Where
+the bus is fast and the host slow, 16-bit weights may travel as fp32 (`transfer`): twice the bytes on the bus, and the
+host neither widens gradients nor rounds weights.
 
     compute    | backward: layer 4 | layer 3 | layer 2 | layer 1 |  forward: layer 1 | layer 2 ...
     download            | gradients 4 | 3 | 2 | 1 |
@@ -32,19 +34,11 @@ from torch import Tensor
 
 from labkit.errors import LabError
 from labkit.ledger import storage_bytes
-from labkit.memory.buckets import GRAIN, Bucket, Piece
+from labkit.memory.buckets import GRAIN, Bucket, Piece, bucket_values
 from labkit.memory.host_adamw import HostAdamW
 from labkit.memory.lanes import Bus, Ticket
 from labkit.memory.offload_hooks import attach, check, release
 from labkit.memory.timeline import WAIT, Timeline
-
-MIB = 2**20
-
-
-def bucket_values(count: int, dtype: torch.dtype, bucket_mib: float) -> int:
-    """Values of `dtype` in a bucket of `bucket_mib` MiB, no more than `count` values need; a multiple of GRAIN."""
-    wanted = min(int(bucket_mib * MIB) // dtype.itemsize, count + GRAIN - 1)
-    return max(GRAIN, wanted // GRAIN * GRAIN)
 
 
 class OffloadedAdamW(torch.optim.Optimizer):
@@ -60,6 +54,7 @@ class OffloadedAdamW(torch.optim.Optimizer):
         lr, betas, eps, weight_decay: as in torch.optim.AdamW; a group may have its own.
         max_grad_norm: clip by the global norm; None lets updates start during the backward pass.
         dtype: format that trained weights are turned into on the device, and of gradients; None leaves fp32.
+        transfer: format that gradients and weights cross the bus in: float32, or None for `dtype`.
         bucket_mib: MiB of gradients that are sent at once.
         buckets: how many are alive on the device at most. Where the bus is slower than the backward pass, it waits.
         overlap: False does everything in order, on one stream and in one thread, to see what overlapping gains.
@@ -85,6 +80,7 @@ class OffloadedAdamW(torch.optim.Optimizer):
         *,
         max_grad_norm: float | None = None,
         dtype: torch.dtype | None = None,
+        transfer: torch.dtype | None = None,
         bucket_mib: float = 16.0,
         buckets: int = 2,
         overlap: bool = True,
@@ -99,12 +95,17 @@ class OffloadedAdamW(torch.optim.Optimizer):
         check(model, self._params, self.param_groups, bucket_mib, buckets)
         self.max_grad_norm, self.layerwise, self.dtype = max_grad_norm, layerwise and overlap, dtype or torch.float32
         self.bus = Bus(self._params[0].device, overlap, synthetic_gb_per_s, timeline)
-        capacity = bucket_values(sum(p.numel() for p in self._params), self.dtype, bucket_mib)
-        self.host = HostAdamW(self._params, self.dtype, self.bus, capacity)
+        self.transfer = transfer or self.dtype
+        if self.transfer not in (self.dtype, torch.float32):
+            raise LabError(f"Weights in {self.dtype} cannot travel as {self.transfer}.", "Use float32, or None.")
+        capacity = bucket_values(sum(p.numel() for p in self._params), self.transfer, bucket_mib)
+        device = self.bus.device
+        self._landing = None if self.transfer == self.dtype else torch.zeros(capacity, device=device)
+        self.host = HostAdamW(self._params, self.transfer, self.bus, capacity, self._landing)
         for index, parameter in enumerate(self._params):
             parameter.data, parameter.grad = parameter.data.to(self.dtype), None
             self.state[parameter] = self.host.state(index)
-        self._slots = [torch.zeros(capacity, dtype=self.dtype, device=self.bus.device) for _ in range(buckets)]
+        self._slots = [torch.zeros(capacity, dtype=self.transfer, device=device) for _ in range(buckets)]
         self._leaving = [Ticket() for _ in range(buckets)]
         self._factor = torch.ones((), pin_memory=self.bus.on_gpu)
         self._largest, self.grad_norm = 0, None
@@ -269,8 +270,15 @@ class OffloadedAdamW(torch.optim.Optimizer):
         self._sent, self._waiting = [], {}
 
     def gradient_bytes(self) -> int:
-        """Bytes of gradients on the device: the buckets, and the largest that autograd handed over at once."""
-        return storage_bytes(self._slots) + self._largest
+        """Bytes of gradients on the device: the buckets, and the largest that autograd handed over at once.
+
+        Where weights travel wider than they are, one bucket more, in which they land.
+        """
+        return storage_bytes(self.device_buffers()) + self._largest
+
+    def device_buffers(self) -> list[Tensor]:
+        """What the optimizer keeps on the device."""
+        return self._slots if self._landing is None else [*self._slots, self._landing]
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.AdamW's, with master weights beside the moments: enough to go on from."""
@@ -296,4 +304,4 @@ class OffloadedAdamW(torch.optim.Optimizer):
     def close(self) -> None:
         """Finish what is on its way, end the threads, take the hooks off the model. The weights stay trained."""
         self._release()
-        self._slots = []
+        self._slots, self._landing = [], None

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from labkit.errors import UnknownNameError
 from labkit.ledger import Ledger, measure, saved_for_backward
+from labkit.memory.buckets import bucket_values
 from labkit.memory.host_adamw import host_bytes, host_workers
 from labkit.memory.offload_activations import SMALL, OffloadedActivations
-from labkit.memory.offload_optimizer import OffloadedAdamW, bucket_values
+from labkit.memory.offload_optimizer import OffloadedAdamW
 from labkit.memory.timeline import COMPUTE, Timeline
 from labkit.methods import FirstOrder, FullFineTuning
 from labkit.numerics.products import products_in
@@ -36,6 +37,7 @@ class OffloadedFineTuning(FullFineTuning):
 
     Attributes:
         weights: dtype of the weights and gradients on the device; master weights on the host are fp32.
+        transfer: dtype in which they cross the bus: "float32", or empty for that of `weights`.
         max_grad_norm: as in the other methods; None lets updates begin during the backward pass.
         bucket_mib, buckets, overlap, layerwise, synthetic_gb_per_s: see `OffloadedAdamW`.
 
@@ -45,6 +47,7 @@ class OffloadedFineTuning(FullFineTuning):
 
     max_grad_norm: float | None = 1.0  # type: ignore[assignment]
     weights: str = "float32"
+    transfer: str = ""
     bucket_mib: float = 16.0
     buckets: int = 2
     overlap: bool = True
@@ -53,8 +56,9 @@ class OffloadedFineTuning(FullFineTuning):
     name: str = "offloaded"
 
     def __post_init__(self) -> None:
-        if self.weights not in _FORMATS:
-            raise UnknownNameError.among("dtype of weights", self.weights, _FORMATS)
+        for dtype in (self.weights, self.transfer or self.weights):
+            if dtype not in _FORMATS:
+                raise UnknownNameError.among("dtype of weights", dtype, _FORMATS)
         self._timeline: Timeline | None = None
 
     def watch(self, timeline: Timeline | None) -> None:
@@ -79,6 +83,7 @@ class OffloadedFineTuning(FullFineTuning):
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
             dtype=getattr(torch, self.weights),
+            transfer=self._transfer,
             bucket_mib=self.bucket_mib,
             buckets=self.buckets,
             overlap=self.overlap,
@@ -125,22 +130,26 @@ class OffloadedFineTuning(FullFineTuning):
     def predicted_bytes(self) -> dict[str, int]:
         """Bytes on the device, by the formula of this file's head."""
         size = getattr(torch, self.weights).itemsize
+        buckets = self.buckets + (self._transfer.itemsize != size)  # where fp32 weights land
         largest = max(p.numel() for p in self._trained)
         return {
             "weights": size * sum(p.numel() for p in self._model.parameters()),
-            "gradients": size * (self.buckets * self._capacity() + largest),
+            "gradients": self._transfer.itemsize * buckets * self._capacity() + size * largest,
             "optimizer_states": 0,
         }
 
+    @property
+    def _transfer(self) -> torch.dtype:
+        return getattr(torch, self.transfer or self.weights)
+
     def _capacity(self) -> int:
-        count = sum(p.numel() for p in self._trained)
-        return bucket_values(count, getattr(torch, self.weights), self.bucket_mib)
+        return bucket_values(sum(p.numel() for p in self._trained), self._transfer, self.bucket_mib)
 
     def host_bytes(self) -> dict[str, int]:
         """Bytes on the host by kind, by formula, after `prepare`."""
         count = sum(p.numel() for p in self._trained)
-        size, workers = getattr(torch, self.weights).itemsize, host_workers(self.overlap)
-        return host_bytes(count, len(self._trained), size, self._capacity(), workers)
+        workers = host_workers(self.overlap)
+        return host_bytes(count, len(self._trained), self._transfer.itemsize, self._capacity(), workers)
 
     def measured_host_bytes(self) -> dict[str, int]:
         """Bytes of the true storages on the host, by kind."""

@@ -50,12 +50,12 @@ def select(rows, **wanted):
 
 
 def test_there_is_a_row_for_each_setting(rows):
-    settings = [setting for together in bench.sessions(PLAN) for setting in together]
-    names = ("method", "batch", "seq_len", "segments", "overlap", "layerwise", "max_grad_norm", "reshard")
+    settings = [setting for together in bench.sessions(PLAN, "float32") for setting in together]
+    names = ("method", "batch", "seq_len", "segments", "transfer", "overlap", "layerwise", "max_grad_norm", "reshard")
     assert [bench.Setting(*(row[name] for name in names)) for row in rows] == settings
-    assert len(set(settings)) == len(settings) == 3 + 2 + 1 + 3 + 3 * (4 + 2) + 6
+    assert len(set(settings)) == len(settings) == 3 + 2 + 1 + 3 + 3 * (2 + 1) + 6
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows and len({tuple(row) for row in rows}) == 1
-    plain = {*names, "model", "dtype", "transfer", "bound", "note"}
+    plain = {*names, "model", "dtype", "bound", "note"}
     assert set(rows[0]) == plain | set(bench.UNITS)
     assert all(entry["source"] and entry["result"] for entry in bench.PUBLISHED) and "offload" in record.names()
     assert not [t for t in threading.enumerate() if t.name.startswith("labkit")]
@@ -84,7 +84,7 @@ def test_a_step_is_compared_with_what_could_bound_it(rows):
     for row in select(rows, method=bench.OURS):
         slower = min(row["download_both_gb_per_s"], row["upload_both_gb_per_s"])
         assert row["down_gib"] == row["up_gib"] == pytest.approx(weights / 2**30, abs=1e-4)
-        assert row["transfer_ms"] == pytest.approx(weights / slower / 1e6, rel=0.01)
+        assert row["transfer_ms"] == pytest.approx(weights / slower / 1e6, rel=0.03)  # a rate has three decimals
     for row in select(rows, method=bench.OURS_ACTIVATIONS):
         assert row["transfer_ms"] == pytest.approx(2 * row["down_gib"] * 2**30 / RATE / 1e6, rel=0.4)
 

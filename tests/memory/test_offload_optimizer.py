@@ -9,14 +9,21 @@ from offload_runs import BUCKET, SETTINGS, TASK, TINY, batches, offloaded, refer
 
 from labkit.errors import LabError
 from labkit.ledger import optimizer_tensors, storage_bytes
-from labkit.memory.buckets import GRAIN
+from labkit.memory.buckets import GRAIN, bucket_values
 from labkit.memory.host_adamw import host_bytes
 from labkit.memory.lanes import pinned_bytes
-from labkit.memory.offload_optimizer import OffloadedAdamW, bucket_values
+from labkit.memory.offload_optimizer import OffloadedAdamW
 from labkit.memory.offloaded import OffloadedFineTuning
 from labkit.methods import FullFineTuning
 from labkit.numerics import mixed
 from labkit.training import train
+
+
+@pytest.fixture(autouse=True)
+def three_workers(monkeypatch):
+    """As many as there would be on a machine with more cores."""
+    for module in ("host_adamw", "offloaded"):
+        monkeypatch.setattr(f"labkit.memory.{module}.host_workers", lambda overlap: 3 if overlap else 1)
 
 
 @pytest.mark.parametrize("overlap, layerwise", [(True, True), (True, False), (False, False)])
@@ -26,6 +33,39 @@ def test_ten_steps_equal_torchs_adamw_to_the_bit(clip, overlap, layerwise, bucke
     switches = {"overlap": overlap, "layerwise": layerwise, "bucket_mib": bucket_mib, "buckets": buckets}
     ours = offloaded(micro_llama(), 10, clip, **switches)
     assert same(ours, reference(micro_llama(), 10, clip)) and not same(ours, micro_llama())
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_the_format_on_the_bus_changes_no_bit(clip, overlap):
+    """A 16-bit gradient is widened and a weight rounded once, on whichever side."""
+    made = []
+    for transfer in (None, torch.float32):
+        model = micro_llama()
+        optimizer = OffloadedAdamW(
+            model,
+            dtype=torch.bfloat16,
+            transfer=transfer,
+            max_grad_norm=clip,
+            overlap=overlap,
+            bucket_mib=TINY,
+            **SETTINGS,
+        )
+        assert (
+            {b.dtype for b in optimizer.device_buffers()}
+            == {transfer or torch.bfloat16}
+            == {optimizer.host.staging.dtype}
+        )
+        for batch in batches(5):
+            with torch.autocast("cpu", torch.bfloat16):
+                TASK.loss(model, batch).backward()
+            optimizer.step()
+        optimizer.synchronize()
+        optimizer.close()
+        made.append(model)
+    assert same(*made) and {p.dtype for p in made[1].parameters()} == {torch.bfloat16}
+    with pytest.raises(LabError, match="cannot travel"):
+        OffloadedAdamW(micro_llama(), dtype=torch.bfloat16, transfer=torch.float16)
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
@@ -135,9 +175,9 @@ def test_a_weight_that_the_backward_pass_still_needs_is_not_changed_in_silence()
     optimizer.close()
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-def test_bytes_on_the_device_and_the_host_are_the_predicted_ones(weights):
-    method = OffloadedFineTuning(weights=weights, bucket_mib=TINY, buckets=3)
+@pytest.mark.parametrize("weights, transfer", [("float32", ""), ("bfloat16", ""), ("bfloat16", "float32")])
+def test_bytes_on_the_device_and_the_host_are_the_predicted_ones(weights, transfer):
+    method = OffloadedFineTuning(weights=weights, transfer=transfer, bucket_mib=TINY, buckets=3)
     model = micro_llama()
     run = train(model, TASK, method, steps=3, batch_size=8, progress=False)
     for category in ("weights", "gradients", "optimizer_states"):
