@@ -90,7 +90,7 @@ def _raised(first: int, errors: dict[int, dict[str, Any]], differs: str, returne
         message = " ".join(error["message"].split())[:300].rstrip(".")
         report.cause = f"Rank {first} {_PHASES[error['phase']]}: {error['type']}: {message}."
         report.cause = report.cause.replace("raised: ", "raised ").replace(": .", ".")
-        report.remedy = _REMEDIES.get(error["phase"], "")
+        report.remedy = _REMEDIES.get(error["phase"], "Its traceback says where.")
     return report
 
 
@@ -110,14 +110,14 @@ def _death(folder: Folder, rank: int, status: int, differs: str) -> Report:
             f"Rank {rank} aborted in a collective because it got {sizes[1]} bytes where it expected {sizes[2]}: "
             "the ranks gave tensors of different sizes."
         )
-        if differs:
-            report.cause = f"Rank {rank} aborted: {differs[0].lower()}{differs[1:]}"
         report.remedy = f"{_ALIKE_REMEDY} With check=True the shapes are compared before."
     elif status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         report.cause = f"Rank {rank} was killed by {name}."
-        report.remedy = "The system kills a process when memory runs out: take fewer ranks or smaller sizes."
-        if -status in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
+        report.remedy = "It came from outside this launch: run it again."
+        if -status == signal.SIGKILL:
+            report.remedy = "The system kills a process when memory runs out: take fewer ranks or smaller sizes."
+        elif -status != signal.SIGTERM:
             report.cause = f"Rank {rank} crashed with {name}."
             report.remedy = "The end of its output says where."
     else:

@@ -48,12 +48,12 @@ def position(text: str, main_thread: int) -> Position:
     """
     threads = _threads(text)
     # A backward pass runs hooks, and their collectives, in threads of its own.
-    calling = [frames for frames in threads.values() if any(f.file.endswith(_COLLECTIVES) for f in frames)]
+    calling = [frames for frames in threads.values() if any(map(_waits, frames))]
     frames = calling[0] if calling else threads.get(main_thread, [])
     own = next((number for number, frame in enumerate(frames) if _is_own(frame)), None)
     if own is None:
         return Position(None, "", text)
-    called = [frame.function for frame in frames[:own] if frame.file.endswith(_COLLECTIVES)]
+    called = [frame.function for frame in frames[:own] if _waits(frame)]
     return Position(frames[own], called[-1] if called else "", _as_traceback(frames))
 
 
@@ -67,6 +67,11 @@ def _threads(text: str) -> dict[int, list[Frame]]:
         elif frame := _FRAME.match(line):
             frames.append(Frame(frame[1], int(frame[2]), frame[3]))
     return threads
+
+
+def _waits(frame: Frame) -> bool:
+    """Whether the frame is of a function that may wait for other ranks, and not of one that looks something up."""
+    return frame.file.endswith(_COLLECTIVES) and not frame.function.lstrip("_").startswith(("get_", "is_"))
 
 
 def _is_own(frame: Frame) -> bool:
