@@ -75,19 +75,22 @@ def launch(
     if not isinstance(world_size, int) or world_size < 1:
         raise LabError(f"{world_size!r} ranks cannot be started.", "Ask for 1 or more.")
     packed = carry.pack(fn, args)
-    folder = Folder(Path(tempfile.mkdtemp(prefix="labkit-ranks-")))
     settings = {"ranks": world_size, "timeout_s": timeout_s, "stall_s": stall_s, "device": device, "check": check}
+    folder = Folder(Path(tempfile.mkdtemp(prefix="labkit-ranks-")))
     try:
         folder.write(PAYLOAD, packed)
         folder.write_json(SETTINGS, settings)
-        sink = output.sink(world_size, show)
-        with contextlib.closing(sink):
-            with _supervisor(folder) as process:
-                _follow(process, folder, world_size, sink, timeout_s + _GRACE_S)
-            _raise_failure(folder, sink, show is False)
-        return [_result(folder, rank) for rank in range(world_size)]
+        return _run(folder, world_size, output.sink(world_size, show), timeout_s + _GRACE_S)
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _run(folder: Folder, ranks: int, sink: output.Sink, limit_s: float) -> list:
+    with contextlib.closing(sink):
+        with _supervisor(folder) as process:
+            _follow(process, folder, ranks, sink, limit_s)
+        _raise_failure(folder, sink)
+    return [_result(folder, rank) for rank in range(ranks)]
 
 
 @contextlib.contextmanager
@@ -167,7 +170,7 @@ def _progress(folder: Folder, ranks: int) -> tuple[float, float]:
     return done, total
 
 
-def _raise_failure(folder: Folder, sink: output.Sink, silent: bool) -> None:
+def _raise_failure(folder: Folder, sink: output.Sink) -> None:
     report = folder.read_json(REPORT)
     if report is None:
         log = folder.read_text("supervisor.log", 4000).strip()
@@ -181,7 +184,7 @@ def _raise_failure(folder: Folder, sink: output.Sink, silent: bool) -> None:
     sink.failed(report["rank"], report["traceback"], others)
     error = RankError(report["cause"], report["remedy"])
     error.rank, error.traceback, error.others = report["rank"], report["traceback"], others
-    if silent and report["traceback"]:
+    if isinstance(sink, output.Silent) and report["traceback"]:
         error.add_note(f"On rank {error.rank}:\n{error.traceback}")
     raise error
 

@@ -91,15 +91,6 @@ def leaves_processes(folder):
     (folder / f"{dist.get_rank()}").write_text(str(os.getpid()))
 
 
-def writes_pids(folder, seconds=600.0):
-    """Every rank leaves its process's number, then works until it is ended."""
-    (folder / str(dist.get_rank())).write_text(str(os.getpid()))
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        reduce_ones()
-        time.sleep(0.05)
-
-
 def deaf(rank):
     """`rank` raises; the others ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

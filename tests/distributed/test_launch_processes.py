@@ -16,8 +16,8 @@ from leftovers import appears, bearing, gone, marked
 from labkit.parallel.launch import RankError, launch
 
 HERE = Path(__file__).parent
-CODE = "import sys, pathlib, faults; from labkit.parallel.launch import launch\n"
-CODE += "launch(faults.writes_pids, 2, pathlib.Path(sys.argv[1]), show=False)"
+CODE = "import sys, pathlib, work; from labkit.parallel.launch import launch\n"
+CODE += "launch(work.for_ever, 2, pathlib.Path(sys.argv[1]), show=False)"
 
 
 def script(folder):
@@ -25,6 +25,12 @@ def script(folder):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     command = [sys.executable, "-c", CODE, str(folder)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def supervisor_of(process, mark):
+    found = [p for p in bearing(mark) if p.ppid() == process.pid]
+    [supervisor] = [p for p in found if "labkit.parallel.supervisor" in p.cmdline()]
+    return supervisor
 
 
 def at_work(folder):
@@ -56,12 +62,21 @@ def test_ranks_end_with_their_supervisor_and_the_launch_says_so(tmp_path):
     with marked() as mark:
         process = script(tmp_path)
         appears(mark, at_work(tmp_path))
-        [supervisor] = [
-            p for p in bearing(mark) if "labkit.parallel.supervisor" in p.cmdline() and p.ppid() == process.pid
-        ]
-        supervisor.kill()
+        supervisor_of(process, mark).kill()
         _, said = process.communicate(timeout=20)
         assert "The process that supervises the ranks was killed." in said
+        assert gone(mark, 10.0) == []
+
+
+def test_ranks_end_when_launch_and_supervisor_are_killed_at_once(tmp_path):
+    """Nobody is left to end them but the system."""
+    with marked() as mark:
+        process = script(tmp_path)
+        appears(mark, at_work(tmp_path))
+        process.send_signal(signal.SIGSTOP)
+        supervisor_of(process, mark).kill()
+        process.kill()
+        process.communicate()
         assert gone(mark, 10.0) == []
 
 

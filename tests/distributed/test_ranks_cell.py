@@ -8,7 +8,11 @@ import signal
 import psutil
 import pytest
 from leftovers import appears, bearing, gone, marked
+from nbformat.v4 import new_code_cell, new_notebook
 from notebook import Kernel
+
+from labkit.commands.execute import execute
+from labkit.commands.settle import settle
 
 WORK = """%%ranks 2 --send folder
 import os, pathlib, time
@@ -101,3 +105,14 @@ def test_no_rank_survives_its_kernel(kernel, tmp_path, end):
         [kernel_pid] = [p.pid for p in bearing(kernel.mark) if p.ppid() == os.getpid()]
         os.kill(kernel_pid, signal.SIGKILL if end == "kill" else signal.SIGTERM)
     appears(kernel.mark, lambda _: not alive(pids), 10.0)
+
+
+def test_an_executed_notebook_keeps_the_sections_of_its_ranks(tmp_path):
+    """As `labkit run` executes and stores it."""
+    cells = ["%load_ext labkit.parallel", "%%ranks 2\nprint('here', rank)\nrank * 10", "results"]
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    assert execute(notebook, tmp_path, 120) is None
+    outputs = settle(notebook).cells[1].outputs
+    assert [output.output_type for output in outputs] == ["display_data", "execute_result"]
+    assert "here 1" in outputs[0].data["text/html"] and "Rank 1: 1 line\nhere 1" in outputs[0].data["text/plain"]
+    assert outputs[1].data["text/plain"] == notebook.cells[2].outputs[0].data["text/plain"] == "[0, 10]"
