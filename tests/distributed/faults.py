@@ -85,8 +85,9 @@ def unpicklable(rank):
 
 
 def leaves_processes(folder):
-    """Each rank starts a process that starts another and ends, so that the last one is an orphan."""
-    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    """Each rank starts a process that starts another and ends: an orphan with a session of its own."""
+    code = "import subprocess, sys; sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+    code += "subprocess.Popen(sleep, start_new_session=True)"
     subprocess.run([sys.executable, "-c", code], check=True)
     (folder / f"{dist.get_rank()}").write_text(str(os.getpid()))
 

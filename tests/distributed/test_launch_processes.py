@@ -17,13 +17,13 @@ from labkit.parallel.launch import RankError, launch
 
 HERE = Path(__file__).parent
 CODE = "import sys, pathlib, work; from labkit.parallel.launch import launch\n"
-CODE += "launch(work.for_ever, 2, pathlib.Path(sys.argv[1]), show=False)"
+CODE += "launch(work.for_ever, 2, pathlib.Path(sys.argv[1]), sys.argv[2], show=False)"
 
 
-def script(folder):
+def script(folder, how=""):
     """A process that launches two ranks; returned when both are at work."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    command = [sys.executable, "-c", CODE, str(folder)]
+    command = [sys.executable, "-c", CODE, str(folder), how]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -59,8 +59,9 @@ def test_a_launch_is_ended_while_torch_is_still_being_imported(tmp_path):
 
 
 def test_ranks_end_with_their_supervisor_and_the_launch_says_so(tmp_path):
+    """They, and what they have started."""
     with marked() as mark:
-        process = script(tmp_path)
+        process = script(tmp_path, "child")
         appears(mark, at_work(tmp_path))
         supervisor_of(process, mark).kill()
         _, said = process.communicate(timeout=20)
@@ -69,9 +70,9 @@ def test_ranks_end_with_their_supervisor_and_the_launch_says_so(tmp_path):
 
 
 def test_ranks_end_when_launch_and_supervisor_are_killed_at_once(tmp_path):
-    """Nobody is left to end them but the system."""
+    """Nobody is left to end them but the system; torch asks it for an interrupt, which a rank may ignore."""
     with marked() as mark:
-        process = script(tmp_path)
+        process = script(tmp_path, "deaf")
         appears(mark, at_work(tmp_path))
         process.send_signal(signal.SIGSTOP)
         supervisor_of(process, mark).kill()

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 
 
-def for_ever(folder):
-    """Every rank leaves its process's number, then works until it is ended."""
+def for_ever(folder, how=""):
+    """Every rank leaves its process's number, then works until it is ended.
+
+    `how` is "child" for ranks that have started a process of their own, "deaf" for ranks that ignore SIGINT.
+    """
+    if how == "child":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    if how == "deaf":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
     import torch.distributed as dist
 
