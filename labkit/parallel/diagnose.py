@@ -18,7 +18,6 @@ _DETAIL = re.compile(
     r"(?:, TensorShape=(\[[\d, ]*\]))?"
 )
 _GLOO_SIZES = re.compile(r"op\.preamble\.length <= op\.nbytes\. (\d+) vs (\d+)")
-_SAME_TIME_S = 0.5
 _PHASES = {
     "load": "could not load the function and its arguments",
     "join": "could not join the process group",
@@ -51,9 +50,8 @@ def failed(folder: Folder, ranks: int, deaths: dict[int, tuple[float, int]]) -> 
     differs = difference({rank: folder.read_json(folder.of(rank, "trace")) for rank in range(ranks)})
     first = min(errors, key=lambda rank: errors[rank]["time"]) if errors else None
     silent = {rank: death for rank, death in deaths.items() if rank not in errors and death[1] != 0}
-    since = errors[first]["time"] + _SAME_TIME_S if first is not None else float("inf")
     # A rank that was killed says nothing, and its peers notice sooner than its parent.
-    killed = [r for r, (when, status) in silent.items() if when <= since and status != -signal.SIGTERM]
+    killed = [rank for rank, (_, status) in silent.items() if status != -signal.SIGTERM]
     returned = [rank for rank in range(ranks) if folder.of(rank, "result").exists()]
     # SIGTERM is how torch elastic ends the others, so it is the cause only where there is no better one.
     killed = killed or ([] if returned else list(silent))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import select
 import shutil
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 
 from labkit.parallel import diagnose
 from labkit.parallel.folder import REPORT, Folder
@@ -25,7 +27,7 @@ from labkit.parallel.system import exit_status, kill_descendants, seconds_of_wor
 
 _POLL_S = 0.03
 _GRACE_S = 3.0  # from a first failure until torch elastic must have ended the rest
-_ANSWER_S = 1.0  # for ranks to say where they are
+_ANSWER_S = 2.0  # for ranks to say where they are
 _IDLE = 0.02  # of a core, all ranks together, is not work
 
 
@@ -37,6 +39,7 @@ class Guard(threading.Thread):
         self._folder, self._ranks, self._timeout_s, self._stall_s = folder, ranks, timeout_s, stall_s
         self._deadline = time.monotonic() + timeout_s
         self._pids: dict[int, int] = {}
+        self._processes: dict[int | None, BaseProcess] = {}
         self.deaths: dict[int, tuple[float, int]] = {}
         self._give_up: float | None = None
         self._worked, self._since = 0.0, time.monotonic()
@@ -49,7 +52,7 @@ class Guard(threading.Thread):
             self._look_for_failures()
             now = time.monotonic()
             if self._give_up is not None and now > self._give_up:
-                self.end(lambda: diagnose.failed(self._folder, self._ranks, self.deaths))
+                self.end(self.failure)
             elif now > self._deadline:
                 self.end(self._hanging(f"after {self._timeout_s:g} s"))
             elif now > self._next_look:
@@ -82,12 +85,25 @@ class Guard(threading.Thread):
                 if state is None:
                     continue
                 self._pids[rank] = state["pid"]
-            if rank not in self.deaths and (status := exit_status(self._pids[rank])) is not None:
+                self._processes |= {process.pid: process for process in multiprocessing.active_children()}
+            if rank not in self.deaths and (status := self._status(self._pids[rank])) is not None:
                 self.deaths[rank] = (time.time(), status)
         bad = any(status != 0 for _, status in self.deaths.values())
         if bad and self._give_up is None:
             self._give_up = time.monotonic() + _GRACE_S
             self._ask(signal.SIGUSR2)
+
+    def _status(self, pid: int) -> int | None:
+        try:
+            return exit_status(pid)
+        except ChildProcessError:
+            # torch elastic was quicker; what it learned is kept with the process.
+            return self._processes[pid].exitcode if pid in self._processes else None
+
+    def failure(self) -> diagnose.Report:
+        """Why the group failed, now that it has."""
+        self._look_for_failures()
+        return diagnose.failed(self._folder, self._ranks, self.deaths)
 
     def _living(self) -> dict[int, int]:
         return {rank: pid for rank, pid in self._pids.items() if rank not in self.deaths}
@@ -114,10 +130,13 @@ class Guard(threading.Thread):
             self._ask(signal.SIGUSR2, signal.SIGUSR1)
         until = time.monotonic() + _ANSWER_S
         while time.monotonic() < until:
-            if all(self._folder.of(rank, "trace").exists() for rank in self._living()):
+            if all(map(self._has_answered, self._living())):
                 break
             time.sleep(_POLL_S)
         time.sleep(_POLL_S)
+
+    def _has_answered(self, rank: int) -> bool:
+        return bool(self._folder.read_text(self._folder.of(rank, "stack"))) and self._folder.of(rank, "trace").exists()
 
     def _look_for_stall(self, now: float) -> None:
         if len(self._pids) < self._ranks or self._ranks == 1 or self._give_up is not None:

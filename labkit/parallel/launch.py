@@ -54,18 +54,16 @@ def launch(
 ) -> list:
     """Run `fn(*args)` on `world_size` ranks of this machine; what each returned, in the order of ranks.
 
-    In a rank the default process group exists, on NCCL with `cuda:LOCAL_RANK` or on gloo, `torch.manual_seed(0)` was
-    called and OMP_NUM_THREADS is 1. Tensors on a GPU come back on the CPU. However a launch ends, by an error, its
-    time, an interrupt or the death of this process, every process that it started ends with it.
+    In a rank the default process group exists, on NCCL with `cuda:LOCAL_RANK` or on gloo; torch's seed is 0 and
+    OMP_NUM_THREADS is 1. Tensors return on the CPU. However a launch ends, its processes end with it.
 
     Args:
         fn: a function at the top of a module or of a notebook's cell.
-        world_size: number of ranks.
-        args: for every rank; what pickle takes, beside functions and classes of the notebook.
+        args: for every rank; what pickle takes, and functions and classes of the notebook.
         timeout_s: seconds after which the ranks are ended.
         device: 'cuda', 'cpu', or None for GPUs if there is one for each rank.
         show: whether the ranks' output is shown, or where.
-        stall_s: seconds after which ranks are ended of which none works and some wait in a collective for others.
+        stall_s: seconds after which ranks are ended if none works and some wait in a collective for others.
         check: let torch compare the shapes of every collective before it runs; slow.
 
     Raises:

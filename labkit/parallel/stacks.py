@@ -13,6 +13,7 @@ from pathlib import Path
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)")
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$')
 _COLLECTIVES = "distributed_c10d.py"
+_WAITING = re.compile("reduce|gather|scatter|broadcast|all_to_all|barrier|send|recv|(init|destroy)_process_group|^new_")
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def _threads(text: str) -> dict[int, list[Frame]]:
 
 
 def _waits(frame: Frame) -> bool:
-    """Whether the frame is of a function that may wait for other ranks, and not of one that looks something up."""
-    return frame.file.endswith(_COLLECTIVES) and not frame.function.lstrip("_").startswith(("get_", "is_"))
+    """Whether the frame is of a function that waits for other ranks, and not of one that looks something up."""
+    return frame.file.endswith(_COLLECTIVES) and bool(_WAITING.search(frame.function))
 
 
 def _is_own(frame: Frame) -> bool:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
 from labkit.parallel import traces
-from labkit.parallel.diagnose import Report, failed
+from labkit.parallel.diagnose import Report
 from labkit.parallel.folder import SETTINGS, Folder
 from labkit.parallel.guard import Guard
 from labkit.parallel.system import adopt_orphans
@@ -40,10 +41,10 @@ def main() -> None:
     except LabError as problem:
         report = Report(False, None, problem.cause, problem.remedy)
         guard.end(lambda: report)
-    for rank, status in failures.items():
-        guard.deaths.setdefault(rank, (0.0, status))
     if failures:
-        guard.end(lambda: failed(folder, settings["ranks"], guard.deaths))
+        for rank, status in failures.items():
+            guard.deaths.setdefault(rank, (time.time(), status))
+        guard.end(guard.failure)
     guard.end(lambda: _finished(folder, settings["ranks"]))
 
 

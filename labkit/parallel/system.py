@@ -80,16 +80,13 @@ def _runs(process: object) -> bool:
 
 
 def exit_status(pid: int) -> int | None:
-    """How the child `pid` ended: its exit code, or minus the signal's number; None while it runs or is not ours.
+    """How the child `pid` ended: its exit code, or minus the signal's number; None while it runs.
 
-    It stays there for its true parent to collect.
+    The child stays to be collected. Raises ChildProcessError for one that has been, or was none.
     """
     if not hasattr(os, "waitid"):
         return None
-    try:
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return None
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if ended is None:
         return None
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

@@ -73,7 +73,7 @@ def _set_up(folder: Folder, rank: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     faulthandler.enable(all_threads=False)
     if hasattr(faulthandler, "register"):
-        stack = folder.of(rank, "stack").open("w")
+        stack = folder.of(rank, "stack").open("a")  # it may be emptied, to be written anew
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
         _STACKS.append(stack)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])

@@ -22,7 +22,8 @@ CODE += "launch(work.for_ever, 2, pathlib.Path(sys.argv[1]), sys.argv[2], show=F
 
 def script(folder, how=""):
     """A process that launches two ranks; returned when both are at work."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    places = {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "TMPDIR": str(folder.parent)}
+    environment = {**os.environ, **places}
     command = [sys.executable, "-c", CODE, str(folder), how]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
