@@ -19,7 +19,8 @@ shift || true
 nodes="${SLURM_JOB_NUM_NODES:-1}"
 ranks="${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}"
 # The first node hosts the rendezvous. The port follows from the job's number, so that two jobs on a node do not meet.
-head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+head="${hosts%%$'\n'*}"
 port="$((20000 + SLURM_JOB_ID % 20000))"
 
 # One torchrun on each node; srun ends them all if one fails.
