@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from labkit.machine import Machine
 from labkit.scale import Scale
 from labkit.show.display import note
+from labkit.show.ranks import register
 from labkit.show.style import use_style
 
 
@@ -34,5 +35,6 @@ def start(slug: str) -> Lesson:
     # Some lessons start processes; tokenizers warns in each one unless told whether to use threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     use_style()
+    register()
     note(f"Lesson {slug} at scale {scale.name} ({scale.model}, {scale.dtype} on {scale.device}): {scale.why}")
     return Lesson(slug, machine, scale)
