@@ -108,7 +108,7 @@ def reduce_scatter(
     """
     _check(op, tensor)
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
-    own = tensor.detach().reshape(-1).tensor_split(world_size)
+    own = _flat(tensor).tensor_split(world_size)
     # At every step what came last, with this rank's values added, goes on.
     partial = own[(rank - 1) % world_size]
     for step in range(1, world_size):
@@ -165,7 +165,7 @@ def all_reduce(tensor: Tensor, op: str = "sum", group: Group = None, traffic: Tr
     Raises:
         LabError, UnknownNameError: as `reduce_scatter`.
     """
-    flat = tensor.detach().reshape(-1)
+    flat = _flat(tensor)
     chunk = reduce_scatter(flat, op, group, traffic)
     all_gather(chunk, flat.numel(), group, traffic, out=flat)
     _put_back(flat, tensor)
@@ -186,7 +186,7 @@ def broadcast(tensor: Tensor, src: int = 0, group: Group = None, traffic: Traffi
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     if not 0 <= src < world_size:
         raise LabError(f"Rank {src} is not one of {world_size}.", f"Choose a source from 0 to {world_size - 1}.")
-    flat, place = tensor.detach().reshape(-1), (rank - src) % world_size  # the source stands at place 0
+    flat, place = _flat(tensor), (rank - src) % world_size  # the source stands at place 0
     for distance in (2**k for k in range((world_size - 1).bit_length())):
         if place < distance and place + distance < world_size:
             _transfer([(dist.isend, flat, (rank + distance) % world_size)], group, traffic)
@@ -217,6 +217,11 @@ def _transfer(orders: list, group: Group, traffic: Traffic | None) -> None:
         for way, tensor, _ in orders:
             if way is dist.isend:
                 traffic.sent(tensor)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    # Not reshape(-1), which leaves gaps between the values of some strided tensors.
+    return tensor.detach().contiguous().view(-1)
 
 
 def _put_back(flat: Tensor, tensor: Tensor) -> None:
