@@ -32,18 +32,29 @@ AGREE = (
 )
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["two ranks", "three ranks"])
-def found(request):
+def ranks(checks, world_size):
     """What each rank found, by check."""
-    if torch.cuda.is_available() and torch.cuda.device_count() < request.param:
-        pytest.skip(f"needs {request.param} GPUs")
-    ranks = launch(ddp_runs.everything, request.param, timeout_s=300)
-    assert len(ranks) == request.param
-    return ranks
+    if torch.cuda.is_available() and torch.cuda.device_count() < world_size:
+        pytest.skip(f"needs {world_size} GPUs")
+    found = launch(checks, world_size, timeout_s=300)
+    assert len(found) == world_size
+    return found
+
+
+@pytest.fixture(scope="module")
+def found():
+    """On two ranks, where sums commute: equal to torch's to the bit."""
+    return ranks(ddp_runs.everything, 2)
+
+
+@pytest.fixture(scope="module")
+def found_by_three():
+    """On three ranks, where the order of additions shows and nothing divides evenly."""
+    return ranks(ddp_runs.beyond_two, 3)
 
 
 @pytest.mark.parametrize("check", AGREE)
-def test_ranks_agree_with_the_library_and_with_one_process(found, check):
+def test_two_ranks_agree_with_the_library_and_with_one_process(found, check):
     assert [line for rank in found for line in rank[check]] == []
 
 
@@ -51,7 +62,6 @@ def test_ranks_agree_with_the_library_and_with_one_process(found, check):
 def test_a_faulty_reducer_is_caught_on_every_step(found, fault):
     lines = [line for rank in found for line in rank["faulty_reducers"][fault]]
     assert not [line for rank in found for line in rank["faulty_reducers"][""]]
-    # Where gradients are kept, a stale one is right: autograd has added to it.
     assert all(any(f"step {step}" in line for line in lines) for step in range(3))
 
 
@@ -63,15 +73,19 @@ def test_a_faulty_method_is_caught(found, fault):
 
 
 def test_training_is_one_processs_on_every_rank(found):
-    for rank in found:
-        losses, n = rank["training"], len(found)
+    for losses in (rank["training"] for rank in found):
         assert losses["ddp"] == pytest.approx(losses["one process"], rel=1e-5)
         assert losses["ddp"] == found[0]["training"]["ddp"], "ranks report one loss, the whole batch's"
-        if n == 2:
-            assert losses["ddp"] == losses["torch.ddp"], "sums of two commute"
-        else:
-            assert losses["ddp"] == pytest.approx(losses["torch.ddp"], rel=1e-5)
+        assert losses["ddp"] == losses["torch.ddp"], "sums of two commute"
         assert len(set(losses["ddp: sent"])) == 1 and len(losses["ddp: sent"]) == 6
+
+
+def test_three_ranks_agree_with_the_library_and_with_one_process(found_by_three):
+    for rank in found_by_three:
+        losses = rank.pop("training")
+        assert [line for lines in rank.values() for line in lines] == []
+        assert losses["ddp"] == pytest.approx(losses["one process"], rel=1e-5)
+        assert losses["ddp"] == pytest.approx(losses["torch.ddp"], rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
