@@ -51,8 +51,7 @@ def loss_of(net, step: int, **options):
 
 
 def library(**options) -> tuple[nn.Module, nn.Module]:
-    net = Net()
-    return net, DistributedDataParallel(net, **options)
+    return (net := Net()), DistributedDataParallel(net, **options)
 
 
 def differ(net, other) -> str:
@@ -235,15 +234,14 @@ def unused() -> list[str]:
                         wrong.append(f"{kind.__name__}: {error}")
                 loss_of(ddp, step, branch=branch).backward()
             if options and (difference := differ(ours, theirs)):
-                wrong.append(f"{kind.__name__}, unused on {'rank 0' if mine is (rank == 0) else 'all'}: {difference}")
+                wrong.append(f"{kind.__name__}, {options}: {difference}")
             reducer.close()
     return wrong
 
 
 def refusals() -> list[str]:
     """Misuse ends in an error on every rank, without anybody waiting."""
-    net, wrong = Net(), []
-    reducer = BucketedReducer(net)
+    wrong, reducer = [], BucketedReducer(net := Net())
     loss_of(net, 0).backward()
     cases = {
         "again": lambda: loss_of(net, 0).backward(),
@@ -259,9 +257,8 @@ def refusals() -> list[str]:
             if word not in error.cause or not error.remedy:
                 wrong.append(f"{word}: {error}")
     reducer.finish()
-    sparse = nn.Embedding(4, 3, sparse=True).to(here())
     try:
-        BucketedReducer(sparse)
+        BucketedReducer(sparse := nn.Embedding(4, 3, sparse=True).to(here()))
         sparse(torch.tensor([1], device=here())).sum().backward()
         wrong.append("accepted: a sparse gradient")
     except LabError as error:
@@ -286,10 +283,9 @@ def replicas() -> list[str]:
         reducer = BucketedReducer(net, collective)
         for p in net.parameters():
             p.grad = torch.full_like(p, dist.get_rank() + 1.0)
-            p._post_accumulate_grad_hooks and [hook(p) for hook in p._post_accumulate_grad_hooks.values()]
+            [hook(p) for hook in p._post_accumulate_grad_hooks.values()]  # as autograd does
         reducer.finish()
-        mean = (dist.get_world_size() + 1) / 2
-        if not all(torch.equal(p.grad, torch.full_like(p, mean)) for p in net.parameters()):
+        if not all(bool((p.grad == (dist.get_world_size() + 1) / 2).all()) for p in net.parameters()):
             wrong.append(f"{collective}: the mean of two formats")
         reducer.close()
     return wrong
