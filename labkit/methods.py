@@ -97,8 +97,12 @@ class FirstOrder:
         with torch.autocast(batch.labels.device.type, dtype, enabled=dtype != torch.float32):
             return self._task.loss(self._model, batch)
 
-    def _update(self, loss: Tensor) -> None:
+    def _backward(self, loss: Tensor) -> None:
+        """The last backward pass before an update; after it, all gradients are there."""
         loss.backward()
+
+    def _update(self, loss: Tensor) -> None:
+        self._backward(loss)
         torch.nn.utils.clip_grad_norm_(self._trained, self.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
