@@ -1,0 +1,1 @@
+"""Many GPUs: collectives, data, sharded and model parallelism, and the launcher of their processes."""
