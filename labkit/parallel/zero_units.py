@@ -156,7 +156,7 @@ def cut(model: nn.Module) -> tuple[list[nn.Module], list[tuple[str, list[tuple[s
     names = {id(module): name for name, module in model.named_modules()}
     blocks: list[nn.Module] = list(layers)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    home = {}
+    home: dict[int, str] = {}
     for block in blocks:
         inside = Counter(id(p) for _, p in block.named_parameters(remove_duplicate=False))
         # A weight that is used outside of its layer, too, has to be there when the layer is released.
