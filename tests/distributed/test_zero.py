@@ -11,7 +11,7 @@ from labkit.parallel.launch import launch
 @pytest.fixture(scope="module")
 def verdicts():
     """What the checks said, on every rank."""
-    return launch(zero_runs.two, 2, timeout_s=300.0)
+    return launch(zero_runs.two, 2, timeout_s=600.0)
 
 
 @pytest.mark.parametrize("part", ["values", "peers", "sizes", "going_on"])

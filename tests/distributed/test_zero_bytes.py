@@ -19,14 +19,15 @@ from labkit.published import config
 
 
 def test_four_ranks():
-    for found in launch(zero_runs.four, 4, timeout_s=300.0):
+    for found in launch(zero_runs.four, 4, timeout_s=600.0):
         for part in found.values():
             assert part and not {name: said for name, said in part.items() if said}
 
 
+@pytest.mark.slow
 def test_eight_ranks():
-    for found in launch(zero_runs.sizes, 8, timeout_s=300.0):
-        assert len(found) == 12 and not {name: said for name, said in found.items() if said}
+    for found in launch(zero_runs.eight, 8, timeout_s=600.0):
+        assert len(found) == 6 and not {name: said for name, said in found.items() if said}
 
 
 def test_the_papers_table():

@@ -25,10 +25,14 @@ def stretch(folder: str, begin: int, end: int, stage: int) -> dict:
         zero_checkpoint.save(method, f"{folder}/{weights}-{end}")
         if end == 4:
             refused(folder)
-        masters = [unit.master.detach().clone() for unit in method.engine.units]
         method.close()
-        found[weights] = losses, [p.detach().float() for p in net.parameters()], masters
+        found[weights] = losses, [p.detach().float() for p in net.parameters()]
     return found
+
+
+def begun(folder: str) -> tuple[dict, dict]:
+    """The first stretch, and all steps without interruption."""
+    return stretch(folder, *SAVE_AT[2], stage=0), whole()
 
 
 def whole() -> dict:
