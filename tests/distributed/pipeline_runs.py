@@ -52,8 +52,8 @@ def data(masked=False):
     return found | ({"attention_mask": mask.to(device)} if masked else {})
 
 
-def stage_of(model):
-    return Stage(copy.deepcopy(model), dist.get_rank(), dist.get_world_size())
+def stage_of(model, group=None):
+    return Stage(copy.deepcopy(model), dist.get_rank(group), dist.get_world_size(group))
 
 
 def error(ours, theirs):
@@ -89,16 +89,15 @@ def refused(make):
     return "no error"
 
 
-def gradients():
+def gradients(group=None):
     """Against the whole batch, and the same micro-batches in one process, with both schedules."""
     found = {}
     for name in NAMES:
         for tied, masked, micro in ((False, True, MICRO), (True, True, 4), (True, False, 2)):
             whole, batch = llama(tied), data(masked)
-            stage = stage_of(whole)
+            stage = stage_of(whole, group)
             pieces = in_pieces(copy.deepcopy(whole), batch, micro)
-            pipeline = Pipeline(stage, micro, name)
-            step = pipeline.step(**batch)
+            step = Pipeline(stage, micro, name, group).step(**batch)
             loss = whole(**batch).loss
             loss.backward()
             found[name, tied, masked, micro] = {
@@ -110,6 +109,12 @@ def gradients():
                 "unmeasured": (step.live_bytes, step.ran),
             }
     return found
+
+
+def pairs():
+    """Two pipelines of two stages side by side, each a group of its own."""
+    groups = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])]
+    return gradients(groups[dist.get_rank() // 2])
 
 
 def steps():
@@ -257,4 +262,4 @@ def own_orders():
 
 def everything():
     """All of it, in one launch."""
-    return {part.__name__: part() for part in (gradients, steps, measured, torchs, mutants, own_orders)}
+    return {part.__name__: part() for part in (gradients, pairs, steps, measured, torchs, mutants, own_orders)}

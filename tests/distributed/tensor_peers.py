@@ -111,7 +111,5 @@ def torchs_model():
 def everything():
     """All of it, in one launch."""
     parts = [torchs_pair, torchs_pair_with_bias, torchs_model]
-    parts += [
-        getattr(tensor_runs, n) for n in ("whole_model", "bytes_and_messages", "generation", "loss_alone", "refusals")
-    ]
-    return {part.__name__: part() for part in parts}
+    names = ("whole_model", "pairs", "bytes_and_messages", "generation", "loss_alone", "refusals")
+    return {part.__name__: part() for part in parts + [getattr(tensor_runs, name) for name in names]}

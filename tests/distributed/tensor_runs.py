@@ -77,15 +77,15 @@ def stepped(model, steps=2):
     return model
 
 
-def compared(whole, cut):
+def compared(whole, cut, group=None):
     """Errors of the cut model's loss, of its gradients and of its weights after two steps of AdamW."""
     loss, other = whole(**batch()).loss, cut(**batch()).loss
     loss.backward()
     other.backward()
-    gradients, theirs = full_gradients(cut), {n: p.grad for n, p in whole.named_parameters()}
+    gradients, theirs = full_gradients(cut, group), {n: p.grad for n, p in whole.named_parameters()}
     assert gradients.keys() == theirs.keys()
     found = {"loss": error(other, loss), "gradients": max(error(gradients[n], theirs[n]) for n in theirs)}
-    weights, others = full_state_dict(stepped(cut)), stepped(whole).state_dict()
+    weights, others = full_state_dict(stepped(cut), group), stepped(whole).state_dict()
     assert weights.keys() == others.keys()
     return found | {"weights": max(error(weights[n], others[n]) for n in others)}
 
@@ -145,11 +145,22 @@ def whole_model():
     return found
 
 
-def bytes_and_messages():
+def pairs():
+    """Each two of the ranks hold a model of their own."""
+    groups = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])]
+    group = groups[dist.get_rank() // 2]
+    found = {}
+    for shape in SHAPES:
+        whole = llama(**SHAPES[shape])
+        found[shape] = compared(whole, tensor_parallel(copy.deepcopy(whole), group), group)
+    return found | {"bytes": bytes_and_messages(group)}
+
+
+def bytes_and_messages(group=None):
     """Bytes of the weights, gradients and moments that a rank holds; the messages of a step."""
     found = {}
     for shape in ("tied", "untied"):
-        cut = tensor_parallel(llama(**SHAPES[shape]))
+        cut = tensor_parallel(llama(**SHAPES[shape]), group)
         optimizer = torch.optim.AdamW(cut.parameters())
         with Messages() as forward:
             loss = cut(**batch()).loss

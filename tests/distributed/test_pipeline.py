@@ -13,22 +13,23 @@ from labkit.parallel.pipeline_stage import Stage
 ROUNDING = 1e-5
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def ranks(request):
-    return launch(everything, request.param)
+@pytest.fixture(scope="module")
+def ranks():
+    return launch(everything, 4, timeout_s=300.0)
 
 
 def peak(name, stage, stages, micro):
     return micro if name == "gpipe" else min(micro, stages - stage)
 
 
-def test_gradients_are_the_whole_batchs_and_to_the_bit_those_of_its_pieces(ranks):
-    for stage, rank in enumerate(ranks):
-        for (name, tied, masked, micro), found in rank["gradients"].items():
+@pytest.mark.parametrize("run, stages", [("gradients", 4), ("pairs", 2)])
+def test_gradients_are_the_whole_batchs_and_to_the_bit_those_of_its_pieces(ranks, run, stages):
+    for number, rank in enumerate(ranks):
+        for (name, tied, masked, micro), found in rank[run].items():
             assert max(found["loss"], found["gradients"], found["head"]) < ROUNDING, (name, tied, masked, micro)
             # Two halves of a tied weight's gradient are added after the micro-batches' instead of among them.
             assert found["pieces"] < ROUNDING if tied else found["pieces"] == 0
-            assert found["live"] == peak(name, stage, len(ranks), micro)
+            assert found["live"] == peak(name, number % stages, stages, micro)
             assert found["unmeasured"] == (None, [])
 
 
@@ -84,7 +85,7 @@ def test_mistakes_show(ranks):
         found = rank["mutants"]
         assert found["none"] < ROUNDING
         assert min(found["not divided"], found["mean of means"]) > 0.1
-        assert found["hoarded bytes"] > 1.5 * rank["measured"]["1f1b"]["live_bytes"] or len(ranks) == 1
+        assert found["hoarded bytes"] == MICRO * rank["measured"]["1f1b"]["one alone"]
     # The copies part on the two stages that have them.
     assert min(ranks[0]["mutants"]["tied apart"], ranks[-1]["mutants"]["tied apart"]) > 0.1
 
