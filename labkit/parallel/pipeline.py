@@ -4,8 +4,8 @@
 work, their bubble and their memory are in `labkit.parallel.pipeline_schedule`; here they run on real processes.
 
 What crosses between two stages for a micro-batch of b rows and s tokens is one activation down and its gradient up,
-2·b·s·h values, whatever is in the stages: 2·m·(p - 1) messages a step. Tensor parallelism sends as much for a single
-layer, four times over, to every rank, which is why it stays within a machine and pipelines go between machines.
+2·b·s·h values, whatever is in the stages: 2·m·(p - 1) messages a step. Tensor parallelism all-reduces b·s·h values
+four times in every layer, which is why it stays within a machine and pipelines go between machines.
 
 The gradient is the whole batch's. Each micro-batch's loss is its sum over the tokens that count, divided by their
 number in the whole batch: dividing means by m instead is wrong as soon as labels are masked unevenly
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from labkit.errors import LabError
 from labkit.memory.accumulation import IGNORED, counted
-from labkit.parallel.pipeline_record import Recorder
+from labkit.parallel.pipeline_record import Recorder, SavedBytes
 from labkit.parallel.pipeline_schedule import BACKWARD, FORWARD, Action, Orders, Ran, check, schedule
 from labkit.parallel.pipeline_stage import Stage
 
@@ -40,8 +40,8 @@ class Step:
     Attributes:
         loss: the whole batch's mean loss in nats, on every rank.
         live: the most micro-batches whose activations this rank held at once.
-        live_bytes: the most bytes that it held for backward passes at once; None without `measure`.
-        ran: this rank's actions in milliseconds on a clock that the ranks share; empty without `measure`.
+        live_bytes: the most bytes that it held for backward passes at once; None without `count`.
+        ran: this rank's actions in milliseconds on a clock that the ranks share; empty without `time`.
     """
 
     loss: Float[Tensor, ""]
@@ -102,21 +102,25 @@ class Pipeline:
         labels: Int[Tensor, "batch seq"],
         attention_mask: Int[Tensor, "batch seq"] | None = None,
         *,
-        measure: bool = False,
+        time: bool = False,
+        count: bool = False,
     ) -> Step:
         """Add the gradient of the whole batch's mean loss to the stage's `.grad`.
 
         Args:
             input_ids, labels, attention_mask: the whole batch, on every rank. Of the ids, stages after the first read
                 only the shape; the labels are not shifted, and -100 does not count.
-            measure: also record what ran when, and count bytes of activations.
+            time: record what ran when.
+            count: count the bytes that are saved for backward passes, which slows the forward passes down.
+            Both are the same on every rank.
 
         Raises:
             LabError: where the micro-batches do not divide the batch, or no label counts.
         """
         self._batch = self._cut(input_ids, labels, attention_mask)
         inputs = [t[0] for t in (self._batch.ids, self._batch.labels, self._batch.masks) if t[0] is not None]
-        self._recorder = Recorder(self.stage, self.stage.index, inputs, self.group) if measure else None
+        saved = SavedBytes(self.stage, inputs) if count else None
+        self._recorder = Recorder(self.stage.index, self.device, saved, self.group) if time or count else None
         result, weight = Step(torch.zeros((), device=self.device)), self.stage.tied_weight
         earlier = None if weight is None else weight.grad
         if weight is not None:
@@ -132,8 +136,10 @@ class Pipeline:
             work.wait()
         self._sent = []
         dist.broadcast(result.loss, self._ranks[-1], group=self.group)
-        if self._recorder is not None:
-            result.ran, result.live_bytes = self._recorder.ran(), self._recorder.saved.peak
+        if time and self._recorder is not None:
+            result.ran = self._recorder.ran()
+        if saved is not None:
+            result.live_bytes = saved.peak
         return result
 
     def _cut(self, ids: Tensor, labels: Tensor, mask: Tensor | None) -> _Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -53,15 +53,20 @@ class Recorder:
     these moments is enough; ranks on other hosts would need clocks that agree.
 
     Args:
-        model: this rank's stage.
-        index: of the stage.
-        inputs: the batch, whose bytes are not activations.
+        index: of this rank's stage.
+        device: that it computes on.
+        saved: counts what the actions save; nothing is counted without it.
         group: all its ranks make a recorder at the same time.
     """
 
-    def __init__(self, model: nn.Module, index: int, inputs: Iterable[Tensor], group: dist.ProcessGroup | None = None):
-        device = next(model.parameters()).device
-        self.saved, self._index, self._actions = SavedBytes(model, inputs), index, dict[str, Action]()
+    def __init__(
+        self,
+        index: int,
+        device: torch.device,
+        saved: SavedBytes | None = None,
+        group: dist.ProcessGroup | None = None,
+    ):
+        self.saved, self._index, self._actions = saved, index, dict[str, Action]()
         self._timeline = Timeline(device)
         began = torch.tensor([time.perf_counter()], dtype=torch.float64, device=device)
         all_began = [torch.empty_like(began) for _ in range(dist.get_world_size(group))]
@@ -72,7 +77,8 @@ class Recorder:
     def running(self, action: Action) -> Iterator[None]:
         """Record the block as this action."""
         self._actions[str(action)] = action
-        with self._timeline.span(COMPUTE, str(action)), self.saved.counting():
+        counting = nullcontext() if self.saved is None else self.saved.counting()
+        with self._timeline.span(COMPUTE, str(action)), counting:
             yield
 
     def ran(self) -> list[Ran]:

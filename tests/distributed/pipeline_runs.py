@@ -149,9 +149,9 @@ def measured():
         pipeline.step(**batch)
         stage.zero_grad()
         with Messages() as messages:
-            step = pipeline.step(**batch, measure=True)
+            step = pipeline.step(**batch, time=True, count=True)
         one = Pipeline(stage, 1, name)
-        alone = one.step(**{n: t[: ROWS // MICRO].clone() for n, t in batch.items()}, measure=True)
+        alone = one.step(**{n: t[: ROWS // MICRO].clone() for n, t in batch.items()}, count=True)
         found[name] = {
             "ran": step.ran,
             "live": step.live,
@@ -225,7 +225,7 @@ def mutants():
     with mock.patch.object(torch.autograd, "backward", lambda *given: backward(*given, retain_graph=True)):
         pipeline = Pipeline(stage_of(llama()), MICRO)
         pipeline._live = Hoard()
-        found["hoarded bytes"] = pipeline.step(**data(), measure=True).live_bytes
+        found["hoarded bytes"] = pipeline.step(**data(), count=True).live_bytes
     return found
 
 
