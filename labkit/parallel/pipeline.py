@@ -118,29 +118,37 @@ class Pipeline:
             LabError: where the micro-batches do not divide the batch, or no label counts.
         """
         self._batch = self._cut(input_ids, labels, attention_mask)
-        inputs = [t[0] for t in (self._batch.ids, self._batch.labels, self._batch.masks) if t[0] is not None]
-        saved = SavedBytes(self.stage, inputs) if count else None
-        self._recorder = Recorder(self.stage.index, self.device, saved, self.group) if time or count else None
-        result, weight = Step(torch.zeros((), device=self.device)), self.stage.tied_weight
+        self._record(time, count)
+        weight = self.stage.tied_weight
         earlier = None if weight is None else weight.grad
         if weight is not None:
             weight.grad = None  # what an earlier step has left there is summed already
+        result = self._run()
+        self._add_tied(weight, earlier)
+        for work, _ in self._sent:
+            work.wait()
+        self._sent = []
+        dist.broadcast(result.loss, self._ranks[-1], group=self.group)
+        if self._recorder is not None:
+            result.ran = self._recorder.ran() if time else []
+            result.live_bytes = None if self._recorder.saved is None else self._recorder.saved.peak
+        return result
+
+    def _run(self) -> Step:
+        """All actions of this stage, in their order."""
+        result = Step(torch.zeros((), device=self.device))
         for action in self.orders[self.stage.index]:
             if action.kind == FORWARD:
                 result.loss += self._forward(action.micro_batch)
                 result.live = max(result.live, len(self._live))
             else:
                 self._backward(action.micro_batch)
-        self._add_tied(weight, earlier)
-        for work, _ in self._sent:
-            work.wait()
-        self._sent = []
-        dist.broadcast(result.loss, self._ranks[-1], group=self.group)
-        if time and self._recorder is not None:
-            result.ran = self._recorder.ran()
-        if saved is not None:
-            result.live_bytes = saved.peak
         return result
+
+    def _record(self, time: bool, count: bool) -> None:
+        inputs = [t[0] for t in (self._batch.ids, self._batch.labels, self._batch.masks) if t[0] is not None]
+        saved = SavedBytes(self.stage, inputs) if count else None
+        self._recorder = Recorder(self.stage.index, self.device, saved, self.group) if time or count else None
 
     def _cut(self, ids: Tensor, labels: Tensor, mask: Tensor | None) -> _Batch:
         m = self.micro_batches
