@@ -35,10 +35,10 @@ from labkit.errors import UnknownNameError
 from labkit.ledger import Ledger, optimizer_tensors, storage_bytes
 from labkit.methods import FullFineTuning
 from labkit.numerics.products import products_in
+from labkit.parallel.data import shard_batch
 from labkit.parallel.zero_adamw import ShardedAdamW
 from labkit.parallel.zero_engine import ZeroEngine
 from labkit.parallel.zero_formula import traffic_per_step
-from labkit.parallel.zero_share import share
 from labkit.tasks import Batch, Task
 
 FORMATS = {"float32": "fp32", "bfloat16": "bf16"}
@@ -114,9 +114,9 @@ class Zero(FullFineTuning):
     def _share_loss(self, batch: Batch) -> Tensor:
         """This rank's part of the global mean: its own mean, weighted by how many rows it has."""
         self.engine.begin()
-        mine, weight = share(batch.to(self._device), self.engine.wire.rank, self.engine.wire.world_size)
+        mine = shard_batch(batch.to(self._device), self.engine.wire.rank, self.engine.wire.world_size)
         with self.computing():
-            return self._loss(mine) * weight
+            return self._loss(mine.batch) * mine.weight
 
     def _backward(self, loss: Tensor) -> None:
         with self.computing():

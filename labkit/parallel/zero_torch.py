@@ -21,8 +21,8 @@ from labkit.ledger import Ledger, optimizer_tensors, saved_for_backward, storage
 from labkit.memory.checkpointed import decoder_layers
 from labkit.methods import FullFineTuning
 from labkit.numerics.products import products_in
+from labkit.parallel.data import shard_batch
 from labkit.parallel.zero import FORMATS, rank_device
-from labkit.parallel.zero_share import share
 from labkit.tasks import Batch, Task
 
 
@@ -47,11 +47,11 @@ class TorchSharded(FullFineTuning):
         model.requires_grad_(True)
         super().prepare(self.wrap(model.to(self._device)), task, steps)
 
-    def _backward(self, batch: Batch) -> Tensor:
+    def _gradients(self, batch: Batch) -> Tensor:
         """Gradients on this rank; the global loss."""
         self._optimizer.zero_grad(set_to_none=True)
-        mine, weight = share(batch.to(self._device), torch.distributed.get_rank(), torch.distributed.get_world_size())
-        loss = self._loss(mine) * weight
+        mine = shard_batch(batch.to(self._device), torch.distributed.get_rank(), torch.distributed.get_world_size())
+        loss = self._loss(mine.batch) * mine.weight
         loss.backward()
         mean = loss.detach().float().clone()
         torch.distributed.all_reduce(mean)
@@ -65,14 +65,14 @@ class TorchSharded(FullFineTuning):
 
     def step(self, batch: Batch) -> Float[Tensor, ""]:
         """Forward, backward, clip, update; the global loss."""
-        mean = self._backward(batch)
+        mean = self._gradients(batch)
         self._update_after_backward()
         return mean
 
     def measured_step(self, batch: Batch, ledger: Ledger) -> Float[Tensor, ""]:
         """The same step with this rank's true storages counted."""
         with self._saved() as saved:
-            mean = self._backward(batch)
+            mean = self._gradients(batch)
         gradients = storage_bytes(_local(p.grad for p in self._trained if p.grad is not None))
         self._update_after_backward()
         weights = list(_local(self._model.parameters()))
@@ -180,9 +180,9 @@ class TorchFsdp2(TorchSharded):
         """Products in the gathered weights' format."""
         return products_in(FORMATS[self.weights], self._device.type)
 
-    def _backward(self, batch: Batch) -> Tensor:
+    def _gradients(self, batch: Batch) -> Tensor:
         with self.computing():
-            return super()._backward(batch)
+            return super()._gradients(batch)
 
     def _saved(self) -> AbstractContextManager[dict[str, int]]:
         """Not counted: gathered weights have storages of their own, which look like activations."""

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from labkit.errors import LabError
+from labkit.memory.buckets import GRAIN
 from labkit.memory.checkpointed import decoder_layers
-from labkit.memory.host_adamw import GRAIN
 from labkit.parallel.zero_wire import Wire
 
 ROOT = "root"
