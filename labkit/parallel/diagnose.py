@@ -29,7 +29,7 @@ _PHASES = {
 
 @dataclass
 class Report:
-    """What the launch tells: `rank` is None where no single rank is to blame."""
+    """What the launch tells: `rank` is None where no single rank is to blame; `met` is False where no group began."""
 
     ok: bool = True
     rank: int | None = None
@@ -37,6 +37,7 @@ class Report:
     remedy: str = ""
     traceback: str = ""
     others: dict[int, str] = field(default_factory=dict)
+    met: bool = True
 
 
 def failed(folder: Folder, ranks: int, deaths: dict[int, tuple[float, int]]) -> Report:
@@ -135,6 +136,7 @@ def hanging(folder: Folder, ranks: int, why: str) -> Report:
     missing = [rank for rank in places if not waits[rank]]
     rank = next(iter([*missing, *places]), None)
     report = Report(False, rank, remedy="Let every rank reach the same collectives.")
+    report.met = bool(done) or not waits or any(what != "init_process_group" for what in waits.values())
     report.others = {rank: spot.stack for rank, spot in places.items()}
     if report.rank is not None:
         report.traceback = report.others.pop(report.rank)

@@ -42,6 +42,10 @@ class RankError(LabError):
     others: dict[int, str] = {}
 
 
+class NeverMetError(RankError):
+    """All ranks waited for each other where the process group begins; nothing of the function had run."""
+
+
 def launch(
     fn: Callable,
     world_size: int,
@@ -74,11 +78,20 @@ def launch(
         raise LabError(f"{world_size!r} ranks cannot be started.", "Ask for 1 or more.")
     packed = carry.pack(fn, args)
     settings = {"ranks": world_size, "timeout_s": timeout_s, "stall_s": stall_s, "device": device, "check": check}
+    try:
+        return _attempt(packed, settings, show)
+    except NeverMetError:
+        # Seen once in some hundred launches on a busy machine: gloo's ranks connect, and each waits for the other.
+        return _attempt(packed, settings, show)
+
+
+def _attempt(packed: bytes, settings: dict[str, Any], show: bool | output.Sink) -> list:
     folder = Folder(Path(tempfile.mkdtemp(prefix="labkit-ranks-")))
     try:
         folder.write(PAYLOAD, packed)
         folder.write_json(SETTINGS, settings)
-        return _run(folder, world_size, output.sink(world_size, show), timeout_s + _GRACE_S)
+        ranks = settings["ranks"]
+        return _run(folder, ranks, output.sink(ranks, show), settings["timeout_s"] + _GRACE_S)
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
 
@@ -180,7 +193,7 @@ def _raise_failure(folder: Folder, sink: output.Sink) -> None:
         return
     others = {int(rank): stack for rank, stack in report["others"].items()}
     sink.failed(report["rank"], report["traceback"], others)
-    error = RankError(report["cause"], report["remedy"])
+    error = (RankError if report["met"] else NeverMetError)(report["cause"], report["remedy"])
     error.rank, error.traceback, error.others = report["rank"], report["traceback"], others
     if isinstance(sink, output.Silent) and report["traceback"]:
         error.add_note(f"On rank {error.rank}:\n{error.traceback}")

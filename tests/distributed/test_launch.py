@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import socket
@@ -16,9 +17,11 @@ import runs
 import torch
 from leftovers import gone, marked
 
-from labkit.parallel import carry
+from labkit.parallel import carry, diagnose
+from labkit.parallel.folder import Folder
 from labkit.parallel.launch import launch
 from labkit.parallel.output import Silent, Terminal
+from labkit.parallel.stacks import Position
 
 
 class Listening(Silent):
@@ -182,3 +185,27 @@ def test_the_supervisor_needs_no_name_of_this_machine_and_no_fixed_port():
     reports = launch(hello, 2, 0.5, show=False)
     assert [report["sum"] for report in reports] == [3.0, 3.0]
     assert all(report["gb_per_s"] > 0 and re.match(r"cpu|cuda:\d", report["device"]) for report in reports)
+
+
+def test_ranks_that_never_met_are_started_once_more(monkeypatch):
+    """Nothing of the function has run then, so running it is not running it twice."""
+    tries = []
+
+    def attempt(packed, settings, show):
+        tries.append(settings["ranks"])
+        if len(tries) % 3:
+            raise module.NeverMetError("Both wait.", "Run it again.")
+        return ["done"]
+
+    module = importlib.import_module("labkit.parallel.launch")
+    monkeypatch.setattr(module, "_attempt", attempt)
+    with pytest.raises(module.NeverMetError):
+        module.launch(runs.who, 2)
+    assert tries == [2, 2] and module.launch(runs.who, 2) == ["done"] and len(tries) == 3
+
+
+@pytest.mark.parametrize("second, met", [("init_process_group", False), ("all_reduce", True), ("", True)])
+def test_only_ranks_that_all_wait_for_the_group_have_never_met(tmp_path, monkeypatch, second, met):
+    places = {0: Position(None, "init_process_group", "a"), 1: Position(None, second, "b")}
+    monkeypatch.setattr(diagnose, "where", lambda folder, rank: places[rank])
+    assert diagnose.hanging(Folder(tmp_path), 2, "now").met is met
