@@ -5,7 +5,6 @@ The faults run side by side, since most of each is waiting; the tests then look 
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import tempfile
@@ -63,17 +62,22 @@ def _outcome(case):
 
 
 @pytest.fixture(scope="module")
-def outcomes():
+def own_folder(tmp_path_factory):
+    """Other tests launch ranks at the same time, and have folders of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("ranks")))
+        yield Path(tempfile.gettempdir())
+
+
+@pytest.fixture(scope="module")
+def outcomes(own_folder):
     sys.modules["not_there"] = NOT_THERE
-    before = set(Path(tempfile.gettempdir()).glob("labkit-ranks-*"))
     with marked() as mark, ThreadPoolExecutor(5) as pool:
         futures = {name: pool.submit(_outcome, case) for name, case in CASES.items()}
         done = {name: future.result() for name, future in futures.items()}
         done["left"] = gone(mark, 2.0)
-    done["files"] = set(Path(tempfile.gettempdir()).glob("labkit-ranks-*")) - before
+    done["files"] = set(own_folder.glob("labkit-ranks-*"))
     del sys.modules["not_there"]
-    for folder in done["files"]:
-        shutil.rmtree(folder)
     return done
 
 

@@ -11,7 +11,7 @@ from labkit.errors import LabError
 from labkit.ledger.case import Case
 from labkit.ledger.predict import gradients, standing
 from labkit.ledger.shapes import Architecture
-from labkit.memory.host_adamw import GRAIN
+from labkit.memory.buckets import GRAIN
 from labkit.parallel.launch import launch
 from labkit.parallel.zero_formula import bytes_by_category, bytes_per_rank, traffic_per_step
 from labkit.parallel.zero_units import part_size
