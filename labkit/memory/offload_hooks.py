@@ -67,3 +67,20 @@ def check(model: torch.nn.Module, params: list[Tensor], groups: list[dict], buck
         raise LabError("Offloading needs fp32 parameters on one device.", "Give the 16-bit format as `dtype`.")
     if not all(p.is_contiguous() for p in params):
         raise LabError("Offloading needs contiguous parameters.", "Call .contiguous() on them first.")
+
+
+def refusal(gradient: Tensor | None, seen: bool, late: bool) -> LabError | None:
+    """Why a gradient cannot be taken.
+
+    Args:
+        seen: another of the same parameter came before it in this step.
+        late: the parameter's new value was still on its way when the step began.
+    """
+    if gradient is None or gradient.layout != torch.strided:
+        return LabError("A gradient is not dense.", "Turn `sparse` off in the embedding.")
+    if seen:
+        return LabError("A gradient came twice before step().", "Offloading takes one backward pass a step.")
+    if late:
+        cause = f"A weight of shape {list(gradient.shape)} was used before it was back on the device."
+        return LabError(cause, "Use each weight in the forward of the module that owns it, or set layerwise=False.")
+    return None

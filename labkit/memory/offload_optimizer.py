@@ -37,7 +37,7 @@ from labkit.ledger import storage_bytes
 from labkit.memory.buckets import GRAIN, Bucket, Piece, bucket_values
 from labkit.memory.host_adamw import HostAdamW
 from labkit.memory.lanes import Bus, Ticket
-from labkit.memory.offload_hooks import attach, check, release
+from labkit.memory.offload_hooks import attach, check, refusal, release
 from labkit.memory.timeline import WAIT, Timeline
 
 
@@ -134,7 +134,7 @@ class OffloadedAdamW(torch.optim.Optimizer):
         if not self._seen:
             self._begin()
         gradient, parameter.grad = parameter.grad, None
-        if problem := self._problem(index, gradient):
+        if problem := refusal(gradient, index in self._seen, index in self._late):
             self.close()
             raise problem
         assert gradient is not None
@@ -146,17 +146,6 @@ class OffloadedAdamW(torch.optim.Optimizer):
         values, begin = gradient.reshape(-1), 0
         while begin < len(values):
             begin += self._put(index, values, begin)
-
-    def _problem(self, index: int, gradient: Tensor | None) -> LabError | None:
-        """Why this gradient cannot be taken."""
-        if gradient is None or gradient.layout != torch.strided:
-            return LabError("A gradient is not dense.", "Turn `sparse` off in the embedding.")
-        if index in self._seen:
-            return LabError("A gradient came twice before step().", "Offloading takes one backward pass a step.")
-        if index in self._late:
-            cause = f"A weight of shape {list(gradient.shape)} was used before it was back on the device."
-            return LabError(cause, "Use each weight in the forward of the module that owns it, or set layerwise=False.")
-        return None
 
     def _put(self, index: int, values: Tensor, begin: int) -> int:
         """As many of a gradient's values as the open bucket takes, from `begin` on; returns how many."""
