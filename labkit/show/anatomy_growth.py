@@ -130,7 +130,7 @@ def _growth_title(sweeps: Mapping[str, Sweep], over: str, model: str) -> str:
     xs = sorted(next(iter(sweeps.values())))
     what = over.split(" (")[0].capitalize()
     model = f"{model}: {what.lower()}" if model else what
-    return f"{model} from {_short(xs[0])} to {_short(xs[-1])}: the peak grows {', '.join(told)}"
+    return f"{model} from {_short(xs[0])} to {_short(xs[-1])}:\nthe peak grows {', '.join(told)}"
 
 
 def growth_words(sweeps: Mapping[str, Sweep], over: str = "sequence length (tokens)") -> str:
