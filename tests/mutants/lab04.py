@@ -38,10 +38,10 @@ return predict.standing(real, 1) | {"gradients": predict.gradients(real, 1)}
 """
 _PEAK_SUM_OF_ALL = """
 kept = model.layers * block + 12 * tokens * model.vocab
-return sum(stays.values()) + kept, "at the loss"
+return dict.fromkeys(MOMENTS, sum(stays.values()) + kept)
 """
 _PEAK_LORE = """
-return sum(stays.values()), "in the update"
+return dict.fromkeys(MOMENTS, sum(stays.values()))
 """
 
 # fmt: off
@@ -91,6 +91,15 @@ MUTANTS = {
     "stays-no-gate": _wrong(
         STAYS, BOTH, "An OPT-type feed-forward part has two matrices, a Llama-type one three.",
         "3 * model.hidden * model.ffn", "2 * model.hidden * model.ffn"),
+    "stays-momentum-in-fp32": _wrong(
+        STAYS, BOTH, "torch makes the momentum of a bf16 weight in bf16.",
+        '"optimizer_states": n * updated *', '"optimizer_states": n * (4 if optimizer == "momentum" else updated) *'),
+    "stays-as-floats": _wrong(
+        STAYS, BOTH, "Bytes are whole numbers.",
+        '"weights": n * itemsize', '"weights": float(n * itemsize)'),
+    "stays-returns-nothing": _wrong(
+        STAYS, BOTH, "Forgets to return.",
+        "return {", "_ = {"),
     "stays-by-labkit": _wrong(
         STAYS, BOTH, "Asks labkit's own formula, which is switched off.",
         code=_STAYS_BY_LABKIT),
@@ -115,6 +124,9 @@ MUTANTS = {
     "kept-relu-keeps-its-input": _wrong(
         KEPT, BOTH, "ReLU, softmax and exp keep their output, which the next layer may share.",
         "kept[place + 1]", "kept[place]"),
+    "kept-exp-and-softmax-keep-their-input": _wrong(
+        KEPT, BOTH, "exp and softmax keep their output, not what they read.",
+        'operation == "silu"', 'operation in ("silu", "exp", "softmax")'),
     "kept-silu-keeps-its-output": _wrong(
         KEPT, BOTH, "SiLU's derivative is written in its input.",
         'operation == "silu":\n        kept[place]', 'operation == "silu":\n        kept[place + 1]'),
@@ -130,6 +142,9 @@ MUTANTS = {
     "kept-measured": _wrong(
         KEPT, BOTH, "Makes a tensor to find out how large a tensor is.",
         code=_KEPT_MEASURED),
+    "block-as-floats": _wrong(
+        BLOCK, BOTH, "Bytes are whole numbers.",
+        "return 2 *", "return 2.0 *"),
     "block-scores-kept-by-the-kernel": _wrong(
         BLOCK, BOTH, "FlashAttention keeps one number a row, and no scores.",
         "+ 4 * n * model.heads", "+ 4 * scores"),
@@ -226,16 +241,35 @@ MUTANTS = {
         '"in the update": base + stays["gradients"]', '"in the update": base + stays["weights"]'),
     "peak-no-last-block": _wrong(
         PEAK, BOTH, "Where few words are known, what passes in the last block is more than the logits.",
-        "base + kept + passing + embedding", "0"),
+        "base + kept + passing + embedding + down", "0"),
     "peak-no-passing": _wrong(
         PEAK, BOTH, "Nothing passes in the last block.",
-        "base + kept + passing + embedding", "base + kept"),
+        "base + kept + passing", "base + kept"),
     "peak-masters-forgotten": _wrong(
         PEAK, BOTH, "The master weights of the dictionary are left out.",
         ' + stays["master_weights"]', ""),
+    "peak-no-last-norm-no-head-no-passing": _wrong(
+        PEAK, BOTH, "Only blocks and logits: norm, head's input and gradient, and what passes, all left out together.",
+        " + norm + head", "", " + passing + embedding + down", ""),
+    "peak-no-last-norm": _wrong(
+        PEAK, BOTH, "The norm behind the last block is left out.",
+        " + norm + head", " + head"),
+    "peak-no-head-input": _wrong(
+        PEAK, BOTH, "The head keeps its input.",
+        " + norm + head", " + norm"),
+    "peak-no-head-gradient": _wrong(
+        PEAK, BOTH, "The head's gradient is complete before the last block runs backward.",
+        " + passing + embedding", " + passing"),
+    "peak-no-down-gradient": _wrong(
+        PEAK, BOTH, "The gradient of down's weights is there before those of gate and up.",
+        " + embedding + down", " + embedding"),
+    "peak-as-floats": _wrong(
+        PEAK, BOTH, "Bytes are whole numbers.",
+        "12 * tokens * model.vocab", "12.0 * tokens * model.vocab"),
     "peak-in-mib": _wrong(
         PEAK, BOTH, "MiB instead of bytes.",
-        "return sums[moment]", "return sums[moment] / 2**20"),
+        "return {", "return {name: count // 2**20 for name, count in {",
+        "stays[\"gradients\"],\n}", "stays[\"gradients\"],\n}.items()}"),
     "conversations-decimal-gb": _wrong(
         TALKS, BOTH, "24 GB on the box of a GPU are 24 GiB.",
         "gpu * 2**30", "gpu * 10**9"),
