@@ -222,7 +222,7 @@ def bars_figure(cases: Mapping[str, Case], gpus: Mapping[str, int] = GPUS) -> Fi
         ax.text(x, peak.total / size + 0.012 * end / size, told, **style)
     gpu_lines(ax, gpus, size, end)
     ax.set(
-        ylabel=f"memory at the peak ({unit}); dashed: room for tensors", ylim=(0, 1.06 * max(end, 1.1 * most) / size)
+        ylabel=f"memory at the peak ({unit})\ndashed: room for tensors", ylim=(0, 1.06 * max(end, 1.1 * most) / size)
     )
     ax.set_xticks(range(len(peaks)), list(peaks), fontsize="small")
     ax.grid(False, axis="x")
@@ -255,7 +255,7 @@ def _bars_title(peaks: Mapping[str, Moment], gpus: Mapping[str, int]) -> str:
     if len(order) == 1:
         return f"The peak is {amount(peaks[order[0]].total)} ({_flat(order[0])})"
     (least, low), (most, high) = ((_flat(n), peaks[n].total) for n in (order[0], order[-1]))
-    first = f"{most} needs {number(high / low)} times as much as {least}: {amount(high)} against {amount(low)}"
+    first = f"{most} needs {number(high / low)} times the memory of {least}"
     told, before = [], ""
     for gpu in sorted(gpus, key=lambda name: gpus[name]):
         held = [name for name in order if peaks[name].total <= gpus[gpu]]

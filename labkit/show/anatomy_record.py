@@ -113,7 +113,7 @@ def _strip(ax: Axes, rows: Sequence[Row]) -> None:
     ax.grid(False, axis="y")
     others = len(_measured(rows)) - len(found)
     if others:
-        ax.set_title(f"the other {others} are within {FAR:g} %, traced and measured", fontsize="small")
+        ax.set_title(f"{others} more: within {FAR:g} %" + ", traced too" * traces, fontsize="small")
 
 
 def _reach(row: Row) -> float:
