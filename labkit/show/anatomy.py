@@ -221,9 +221,8 @@ def bars_figure(cases: Mapping[str, Case], gpus: Mapping[str, int] = GPUS) -> Fi
         style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": "small", "bbox": LABEL_BOX}
         ax.text(x, peak.total / size + 0.012 * end / size, told, **style)
     gpu_lines(ax, gpus, size, end)
-    ax.set(
-        ylabel=f"memory at the peak ({unit})\ndashed: room for tensors", ylim=(0, 1.06 * max(end, 1.1 * most) / size)
-    )
+    dashed = "\ndashed: room for tensors" if ax.lines else ""
+    ax.set(ylabel=f"memory at the peak ({unit}){dashed}", ylim=(0, 1.06 * max(end, 1.1 * most) / size))
     ax.set_xticks(range(len(peaks)), list(peaks), fontsize="small")
     ax.grid(False, axis="x")
     ax.set_axisbelow(True)

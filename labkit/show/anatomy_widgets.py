@@ -72,9 +72,8 @@ def ledger_figure(trace: Trace, gpus: Mapping[str, int] = GPUS) -> Figure:
             ax.text(left + width / 2, 0, number(width), **words)
         left += width
     gpu_lines(ax, gpus, size, end, upright=True)
-    ax.set(
-        yticks=[], xlim=(0, end / size), xlabel=f"memory at the peak ({unit}); dashed: what tensors may fill of a GPU"
-    )
+    dashed = "; dashed: what tensors may fill of a GPU" if ax.lines else ""
+    ax.set(yticks=[], xlim=(0, end / size), xlabel=f"memory at the peak ({unit}){dashed}")
     ax.grid(False, axis="y")
     ax.set_axisbelow(True)
     # Room for the GPUs' names, which stand between axis and title.
