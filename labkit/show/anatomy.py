@@ -261,7 +261,7 @@ def _bars_title(peaks: Mapping[str, Moment], gpus: Mapping[str, int]) -> str:
         if held and held[-1] != before:
             before = held[-1]
             told.append(f"{gpu}: {_flat(before)}")
-    return f"{first}\nThe largest that fits {'; '.join(told) or 'is none'}"
+    return f"{first}\nLargest to fit {'; '.join(told) or 'is none'}"
 
 
 def _flat(name: str) -> str:

@@ -173,7 +173,7 @@ def test_bars_stack_to_the_peak_and_say_which_gpu_holds_it():
     )
     assert title(axis).splitlines() == [
         f"fp32 needs {peaks[0] / peaks[1]:.3g} times the memory of LoRA bf16",
-        "The largest that fits 8 GB: LoRA bf16; 24 GB: fp32",
+        "Largest to fit 8 GB: LoRA bf16; 24 GB: fp32",
     ]
     assert axis.get_ylabel().startswith("memory at the peak (GiB)")
     words = anatomy.bars_words(cases)
