@@ -41,7 +41,7 @@ def check(ledger: Ledger, room: int | None, held: int) -> None:
     needed = sum(ledger.predicted.values()) - held
     if room is not None and needed > room:
         cause = f"This run needs {needed / GIB:.2f} GiB more, without activations, and {room / GIB:.2f} GiB are free: "
-        raise DoesNotFit(f"{cause}{_words(ledger.predicted)}.", _remedy())
+        raise DoesNotFit(f"{cause}{_words(ledger.predicted)}.", _remedy(ledger.predicted))
 
 
 @contextmanager
@@ -63,7 +63,9 @@ def explained(ledger: Ledger, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     known = f"the peak was {peak / GIB:.2f} GiB, of which {_words(ledger.predicted)} were predicted"
-    raise DoesNotFit(f"The GPU's memory ran out ({asked}): {known}; the rest are activations.", _remedy())
+    raise DoesNotFit(
+        f"The GPU's memory ran out ({asked}): {known}; the rest are activations.", _remedy({"activations": 1})
+    )
 
 
 def _words(predicted: dict[str, int]) -> str:
@@ -71,5 +73,8 @@ def _words(predicted: dict[str, int]) -> str:
     return ", ".join(parts) + " GiB"
 
 
-def _remedy() -> str:
+def _remedy(predicted: dict[str, int]) -> str:
+    if not predicted.get("activations"):
+        # What stays is too much by itself: no batch is small enough.
+        return "Train fewer weights, hold fewer bytes for each, shard or offload them; labkit plan says what fits."
     return "Take a smaller batch or shorter sequences, checkpoint, or see what fits with: labkit plan."

@@ -50,7 +50,6 @@ STRETCHES = {
     "end": 0.08,
 }
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-Measured = Sequence[tuple[str, int]]
 
 
 def stretches(trace: Trace) -> dict[str, list[Moment]]:
@@ -107,19 +106,19 @@ def path(trace: Trace, edges: Mapping[str, tuple[float, float]], formula: bool) 
     return corners
 
 
-def timeline_figure(predicted: Trace, traced: Trace | None = None, measured: Measured | None = None) -> Figure:
+def timeline_figure(predicted: Trace, traced: Trace | None = None, followed: Trace | None = None) -> Figure:
     """Bytes through one step: the formula as stacked areas by category, the traced sum as a line over them.
 
     Args:
         predicted: from `labkit.ledger.predict.predict`.
         traced: of the same case, from `labkit.memory.step.trace` or `follow`.
-        measured: (place, bytes) in order, such as the allocator's peak in "forward", in "backward" and in "update";
-            several of one place share its stretch.
+        followed: the same step on real tensors, from `follow`.
     """
     import matplotlib.pyplot as plt
 
-    edges = _edges([predicted] + ([traced] if traced else []))
-    tops = [predicted.peak.total, traced.peak.total if traced else 0, *(count for _, count in measured or ())]
+    seen = [trace for trace in (predicted, traced, followed) if trace]
+    edges = _edges(seen)
+    tops = [trace.peak.total for trace in seen]
     size, unit = unit_of(max(tops))
     fig, ax = plt.subplots(figsize=(7.2, 4.2))
     outline = path(predicted, edges, formula=True)
@@ -127,32 +126,17 @@ def timeline_figure(predicted: Trace, traced: Trace | None = None, measured: Mea
     heights = [[moment.bytes.get(name, 0) / size for _, moment in outline] for name in names]
     xs, colours = [x for x, _ in outline], [COLOURS[name] for name in names]
     ax.stackplot(xs, heights, labels=[called(n) for n in names], colors=colours, edgecolor="white", linewidth=0.4)
-    if traced:
-        line = path(traced, edges, formula=False)
-        ys = [moment.total / size for _, moment in line]
-        ax.plot([x for x, _ in line], ys, color=PALETTE["black"], linestyle="-", linewidth=1.1, label="sum, traced")
-    if measured:
-        _measured_steps(ax, measured, edges, size)
+    for trace, label, style in ((traced, "sum, traced", ("-", 1.1)), (followed, "sum, real tensors", (":", 2.6))):
+        if trace:
+            line = path(trace, edges, formula=False)
+            ys, (dash, width) = [moment.total / size for _, moment in line], style
+            ax.plot([x for x, _ in line], ys, color=PALETTE["black"], linestyle=dash, linewidth=width, label=label)
     _peak_mark(ax, outline, size)
     _phases(ax, edges)
     ax.set(ylabel=f"memory ({unit})", ylim=(0, 1.2 * max(tops) / size))
-    ax.set_title(_timeline_title(predicted, traced, measured))
+    ax.set_title(_timeline_title(predicted, traced, followed))
     legend_below(fig, ax)
     return fig
-
-
-def _measured_steps(ax: Axes, measured: Measured, edges: Mapping[str, tuple[float, float]], size: int) -> None:
-    """Measured bytes as dotted level lines, each over its part of its phase."""
-    for phase in dict.fromkeys(place for place, _ in measured):
-        inside = [edges[name] for name in edges if phase in name.split(", ")]
-        if not inside:
-            raise LabError(f"The step has no part {phase!r}.", "Name forward, backward or update.")
-        begin, width = inside[0][0], inside[-1][1] - inside[0][0]
-        levels = [count / size for place, count in measured if place == phase]
-        for i, level in enumerate(levels):
-            label = "measured" if (phase, i) == (measured[0][0], 0) else None
-            ends = [begin + width * i / len(levels), begin + width * (i + 1) / len(levels)]
-            ax.plot(ends, [level, level], color=PALETTE["black"], linestyle=":", linewidth=2.2, label=label)
 
 
 def _peak_mark(ax: Axes, outline: Sequence[tuple[float, Moment]], size: int) -> None:
@@ -182,43 +166,40 @@ def _phases(ax: Axes, edges: Mapping[str, tuple[float, float]]) -> None:
     ax.grid(False, axis="x")
 
 
-def _timeline_title(predicted: Trace, traced: Trace | None, measured: Measured | None) -> str:
+def _timeline_title(predicted: Trace, traced: Trace | None, followed: Trace | None) -> str:
     peak = predicted.peak
     count, name = max((count, name) for name, count in peak.bytes.items())
     share = f"{100 * count / peak.total:.0f} % of it are {called(name)}"
     lines, beside = [f"Peak of {amount(peak.total)} {where(peak)}; {share}"], []
     if traced:
         beside.append(f"traced {amount(traced.peak.total)} ({off(traced.peak.total, peak.total)})")
-    if measured:
-        most = max(count for _, count in measured)
-        beside.append(f"measured {amount(most)} ({off(most, peak.total)})")
+    if followed:
+        beside.append(f"on real tensors {amount(followed.peak.total)} ({off(followed.peak.total, peak.total)})")
     return "\n".join([*lines, ", ".join(beside)]) if beside else lines[0]
 
 
-def timeline_words(predicted: Trace, traced: Trace | None = None, measured: Measured | None = None) -> str:
-    """What stays, the peak with its categories, and what trace and measurement say."""
+def timeline_words(predicted: Trace, traced: Trace | None = None, followed: Trace | None = None) -> str:
+    """What stays, the peak with its categories, and what the traces say."""
     start, peak = predicted.moments[0], predicted.peak
     text = (
         f"Stacked areas of memory through one training step, by formula. Before it there are {amount(start.total)}: "
         f"{parts(start)}. The peak, {amount(peak.total)}, comes {where(peak)}: {parts(peak)}."
     )
-    if traced:
-        top = traced.peak
-        text += f" The traced sum peaks {where(top)} with {amount(top.total)} ({off(top.total, peak.total)})."
-    if measured:
-        told = ", ".join(f"{place} {amount(count)}" for place, count in measured)
-        text += f" Measured: {told}."
+    for seen, name in ((traced, "The traced sum"), (followed, "The sum over real tensors, dotted,")):
+        if seen:
+            top = seen.peak
+            text += f" {name} peaks {where(top)} with {amount(top.total)} ({off(top.total, peak.total)})."
     return text
 
 
 def bars_figure(cases: Mapping[str, Case], gpus: Mapping[str, int] = GPUS) -> Figure:
     """The peak of each case as a stacked bar, against the sizes of GPUs.
 
-    What fits is what the tensors need; the CUDA context and gaps between allocations come on top of it.
+    A line stands where a GPU's room for tensors ends: its context and the gaps between allocations have been taken off.
 
     Args:
         cases: by the name under the bar; a line break in it is kept.
-        gpus: bytes by name.
+        gpus: bytes that tensors may fill, by name.
     """
     import matplotlib.pyplot as plt
 
@@ -240,7 +221,8 @@ def bars_figure(cases: Mapping[str, Case], gpus: Mapping[str, int] = GPUS) -> Fi
         style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": "small", "bbox": LABEL_BOX}
         ax.text(x, peak.total / size + 0.012 * end / size, told, **style)
     gpu_lines(ax, gpus, size, end)
-    ax.set(ylabel=f"memory at the peak ({unit})", ylim=(0, 1.06 * max(end, 1.1 * most) / size))
+    dashed = "\ndashed: room for tensors" if ax.lines else ""
+    ax.set(ylabel=f"memory at the peak ({unit}){dashed}", ylim=(0, 1.06 * max(end, 1.1 * most) / size))
     ax.set_xticks(range(len(peaks)), list(peaks), fontsize="small")
     ax.grid(False, axis="x")
     ax.set_axisbelow(True)
@@ -267,14 +249,19 @@ def _fit(peak: Moment, gpus: Mapping[str, int]) -> str:
 
 
 def _bars_title(peaks: Mapping[str, Moment], gpus: Mapping[str, int]) -> str:
-    least, most = (f(peaks, key=lambda name: peaks[name].total) for f in (min, max))
-    spread = f"{amount(peaks[least].total)} ({_flat(least)})"
-    if len(peaks) > 1:
-        spread += f" to {amount(peaks[most].total)} ({_flat(most)})"
-    fits = {gpu: sum(peak.total <= count for peak in peaks.values()) for gpu, count in gpus.items()}
-    shown = [gpu for i, gpu in enumerate(fits) if i == 0 or fits[gpu] != list(fits.values())[i - 1]]
-    counts = ", ".join(f"{fits[gpu]} into {gpu}" for gpu in shown)
-    return f"Peaks from {spread}\nOf {len(peaks)} fit: {counts}" if len(peaks) > 1 else f"The peak is {spread}"
+    """The span of the peaks, and for each GPU that holds more than a smaller one the largest that it holds."""
+    order = sorted(peaks, key=lambda name: peaks[name].total)
+    if len(order) == 1:
+        return f"The peak is {amount(peaks[order[0]].total)} ({_flat(order[0])})"
+    (least, low), (most, high) = ((_flat(n), peaks[n].total) for n in (order[0], order[-1]))
+    first = f"{most} needs {number(high / low)} times the memory of {least}"
+    told, before = [], ""
+    for gpu in sorted(gpus, key=lambda name: gpus[name]):
+        held = [name for name in order if peaks[name].total <= gpus[gpu]]
+        if held and held[-1] != before:
+            before = held[-1]
+            told.append(f"{gpu}: {_flat(before)}")
+    return f"{first}\nLargest to fit {'; '.join(told) or 'is none'}"
 
 
 def _flat(name: str) -> str:

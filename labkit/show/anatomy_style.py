@@ -1,7 +1,8 @@
 """What the figures of lessons 04 and 05 share: a category's colour, GPU sizes, and bytes in words.
 
 The colours of the six categories that other lessons draw are theirs (`labkit.show.plots`); logits and temporary
-tensors get the two that are left. A "24 GB" card holds 24 GiB: makers of memory count in powers of two.
+tensors get the two that are left. A "24 GB" card holds 24 GiB: makers of memory count in powers of two. Tensors may
+fill less of it (`labkit.ledger.gpus.usable`), and that is where a figure draws its line.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from labkit.ledger.gpus import usable
 from labkit.ledger.trace import Moment, Trace
 from labkit.show.plots import CATEGORY_COLOURS
 from labkit.show.style import PALETTE
@@ -30,7 +32,7 @@ CATEGORIES = (
 )
 COLOURS = {n: PALETTE[{**CATEGORY_COLOURS, "logits": "purple", "temporary": "yellow"}[n]] for n in CATEGORIES}
 MIB, GIB = 2**20, 2**30
-GPUS = {f"{size} GB": size * GIB for size in (8, 16, 24, 48, 80)}
+GPUS = {f"{size} GB": usable(size * GIB) for size in (8, 16, 24, 48, 80)}
 HAIR = 1 / 500  # of the whole: what is thinner gets no colour, and no place in a legend
 _DARK = (PALETTE["blue"], PALETTE["red"], PALETTE["green"], PALETTE["grey"])
 
@@ -116,13 +118,13 @@ def gpu_lines(ax: Axes, gpus: Mapping[str, int], size: int, end: float, upright:
     """A dashed line for each GPU that the axis reaches, in units of `size` bytes; names too close share a place."""
     groups: list[list[str]] = []
     reached = sorted((name for name, count in gpus.items() if count <= end), key=lambda name: gpus[name])
-    apart = 0.07 * end
+    apart = (0.07 if upright else 0.045) * end  # a name is wider than it is high
     for name in reached:
         if groups and gpus[name] - gpus[groups[-1][-1]] < apart:
             groups[-1].append(name)
         else:
             groups.append([name])
-        line: dict[str, Any] = {"color": PALETTE["black"], "linestyle": (0, (4, 3)), "linewidth": 1}
+        line: dict[str, Any] = {"color": PALETTE["black"], "linestyle": (0, (4, 3)), "linewidth": 1, "zorder": 0.9}
         (ax.axvline if upright else ax.axhline)(gpus[name] / size, **line)
     for group in groups:
         middle = (gpus[group[0]] + gpus[group[-1]]) / 2 / size

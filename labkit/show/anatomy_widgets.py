@@ -72,7 +72,8 @@ def ledger_figure(trace: Trace, gpus: Mapping[str, int] = GPUS) -> Figure:
             ax.text(left + width / 2, 0, number(width), **words)
         left += width
     gpu_lines(ax, gpus, size, end, upright=True)
-    ax.set(yticks=[], xlim=(0, end / size), xlabel=f"memory at the peak ({unit})")
+    dashed = "; dashed: what tensors may fill of a GPU" if ax.lines else ""
+    ax.set(yticks=[], xlim=(0, end / size), xlabel=f"memory at the peak ({unit}){dashed}")
     ax.grid(False, axis="y")
     ax.set_axisbelow(True)
     # Room for the GPUs' names, which stand between axis and title.
@@ -84,7 +85,11 @@ def ledger_figure(trace: Trace, gpus: Mapping[str, int] = GPUS) -> Figure:
 def _verdict(trace: Trace, gpus: Mapping[str, int]) -> str:
     """The peak, and the smallest GPU that holds it."""
     peak, name = trace.peak, holder(trace.peak.total, gpus)
-    fits = f"fits {name} ({100 * peak.total / gpus[name]:.0f} % of it)" if name else "fits none of these GPUs"
+    fits = (
+        f"fits {name} ({100 * peak.total / gpus[name]:.0f} % of what tensors may fill)"
+        if name
+        else "fits none of these GPUs"
+    )
     return f"{amount(peak.total)} {where(peak)}: {fits}"
 
 
@@ -122,7 +127,7 @@ class LedgerExplorer(Explorer):
     Args:
         models: architectures by name.
         model, batch, seq_len: what to begin with (default: the first model).
-        gpus: bytes by name.
+        gpus: bytes that tensors may fill, by name.
 
     Raises LabError without models, and for a model that is not among them.
     """
@@ -168,7 +173,9 @@ class LedgerExplorer(Explorer):
         values = self._values(values)
         case = self.case_of(**values)
         trace = predict(case)
-        notes = ["Tensors only: the CUDA context and gaps between allocations come on top."]
+        notes = ["A dashed line is what remains of a GPU for tensors, without the CUDA context, workspaces and gaps."]
+        if case.keeps_scores and case.attention == "flash":
+            notes.append("In fp32 no fused kernel takes query heads that share keys: the scores are kept all the same.")
         if 0 < case.arch.max_tokens < case.seq_len:
             notes.append(f"This model has only {case.arch.max_tokens} positions.")
         name = f"{values['model']} ({_millions(case.arch.parameters)} parameters), {_spoken(case, values)}"

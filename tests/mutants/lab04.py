@@ -38,10 +38,10 @@ return predict.standing(real, 1) | {"gradients": predict.gradients(real, 1)}
 """
 _PEAK_SUM_OF_ALL = """
 kept = model.layers * block + 12 * tokens * model.vocab
-return sum(stays.values()) + kept, "at the loss"
+return dict.fromkeys(MOMENTS, sum(stays.values()) + kept)
 """
 _PEAK_LORE = """
-return sum(stays.values()), "in the update"
+return dict.fromkeys(MOMENTS, sum(stays.values()))
 """
 
 # fmt: off
@@ -59,7 +59,7 @@ MUTANTS = {
         STAYS, BOTH, "20 bytes: the 16-bit gradients are counted beside their fp32 copies, which replaced them.",
         '"gradients": n * updated', '"gradients": n * updated + (n * itemsize if master else 0)'),
     "stays-moments-always-fp32": _wrong(
-        STAYS, HIDDEN, "Without master weights torch makes the states in the format of the weights.",
+        STAYS, BOTH, "Without master weights torch makes the states in the format of the weights.",
         "n * updated * {", "n * 4 * {"),
     "stays-weights-always-fp32": _wrong(
         STAYS, BOTH, "4 bytes for a 16-bit weight.",
@@ -68,19 +68,19 @@ MUTANTS = {
         STAYS, BOTH, "The lecture's 20 bytes: a master copy of weights that are fp32 already.",
         "4 * n if master else 0", "4 * n"),
     "stays-momentum-is-adam": _wrong(
-        STAYS, HIDDEN, "SGD with momentum keeps one value a parameter, not two.",
+        STAYS, BOTH, "SGD with momentum keeps one value a parameter, not two.",
         '"momentum": 1', '"momentum": 2'),
     "stays-head-always": _wrong(
         STAYS, BOTH, "A tied head is the embedding: one tensor, counted once.",
         "(1 if model.tied else 2)", "2"),
     "stays-head-never": _wrong(
-        STAYS, HIDDEN, "A head of its own is a second matrix of the embedding's size.",
+        STAYS, BOTH, "A head of its own is a second matrix of the embedding's size.",
         "(1 if model.tied else 2)", "1"),
     "stays-all-heads-alike": _wrong(
         STAYS, BOTH, "Keys and values are counted as wide as the queries: grouped queries are overlooked.",
         "2 * model.hidden * model.keys", "2 * model.hidden * model.queries"),
     "stays-square-queries": _wrong(
-        STAYS, HIDDEN, "The queries' width is taken for the hidden width.",
+        STAYS, BOTH, "The queries' width is taken for the hidden width.",
         "2 * model.hidden * model.queries +", "2 * model.hidden**2 +"),
     "stays-last-norm-forgotten": _wrong(
         STAYS, BOTH, "A norm stands behind the last block as well.",
@@ -91,6 +91,15 @@ MUTANTS = {
     "stays-no-gate": _wrong(
         STAYS, BOTH, "An OPT-type feed-forward part has two matrices, a Llama-type one three.",
         "3 * model.hidden * model.ffn", "2 * model.hidden * model.ffn"),
+    "stays-momentum-in-fp32": _wrong(
+        STAYS, BOTH, "torch makes the momentum of a bf16 weight in bf16.",
+        '"optimizer_states": n * updated *', '"optimizer_states": n * (4 if optimizer == "momentum" else updated) *'),
+    "stays-as-floats": _wrong(
+        STAYS, BOTH, "Bytes are whole numbers.",
+        '"weights": n * itemsize', '"weights": float(n * itemsize)'),
+    "stays-returns-nothing": _wrong(
+        STAYS, BOTH, "Forgets to return.",
+        "return {", "_ = {"),
     "stays-by-labkit": _wrong(
         STAYS, BOTH, "Asks labkit's own formula, which is switched off.",
         code=_STAYS_BY_LABKIT),
@@ -115,6 +124,9 @@ MUTANTS = {
     "kept-relu-keeps-its-input": _wrong(
         KEPT, BOTH, "ReLU, softmax and exp keep their output, which the next layer may share.",
         "kept[place + 1]", "kept[place]"),
+    "kept-exp-and-softmax-keep-their-input": _wrong(
+        KEPT, BOTH, "exp and softmax keep their output, not what they read.",
+        'operation == "silu"', 'operation in ("silu", "exp", "softmax")'),
     "kept-silu-keeps-its-output": _wrong(
         KEPT, BOTH, "SiLU's derivative is written in its input.",
         'operation == "silu":\n        kept[place]', 'operation == "silu":\n        kept[place + 1]'),
@@ -130,6 +142,9 @@ MUTANTS = {
     "kept-measured": _wrong(
         KEPT, BOTH, "Makes a tensor to find out how large a tensor is.",
         code=_KEPT_MEASURED),
+    "block-as-floats": _wrong(
+        BLOCK, BOTH, "Bytes are whole numbers.",
+        "return 2 *", "return 2.0 *"),
     "block-scores-kept-by-the-kernel": _wrong(
         BLOCK, BOTH, "FlashAttention keeps one number a row, and no scores.",
         "+ 4 * n * model.heads", "+ 4 * scores"),
@@ -152,32 +167,26 @@ MUTANTS = {
         BLOCK, BOTH, "In the eager way too the linear layer behind attention keeps its input.",
         "output = itemsize * n * model.queries", "output = 0 if eager else itemsize * n * model.queries"),
     "block-square-output": _wrong(
-        BLOCK, HIDDEN, "Attention's output is as wide as the queries, which need not be `hidden`.",
+        BLOCK, BOTH, "Attention's output is as wide as the queries, which need not be `hidden`.",
         "output = itemsize * n * model.queries", "output = itemsize * n * model.hidden"),
     "block-one-long-sequence": _wrong(
         BLOCK, BOTH, "Scores are made within a sequence: batch × T², not (batch × T)².",
         "scores = batch * model.heads * seq_len * seq_len", "scores = model.heads * n * n"),
-    "block-scores-of-one-head": _wrong(
-        BLOCK, BOTH, "Every head has its own scores.",
-        "scores = batch * model.heads *", "scores = batch *"),
     "block-no-16-bit-scores": _wrong(
-        BLOCK, HIDDEN, "The probabilities' copy in 16 bits is multiplied with the values, and kept.",
+        BLOCK, BOTH, "The probabilities' copy in 16 bits is multiplied with the values, and kept.",
         "4 * scores + (2 * scores if itemsize == 2 else 0)", "4 * scores"),
     "block-scores-in-the-models-format": _wrong(
-        BLOCK, HIDDEN, "softmax runs in fp32 whatever the format.",
+        BLOCK, BOTH, "softmax runs in fp32 whatever the format.",
         "4 * scores + (2 * scores if itemsize == 2 else 0)", "itemsize * scores"),
     "block-norm-in-16-bits": _wrong(
-        BLOCK, HIDDEN, "The norm computes in fp32, and keeps its input so.",
+        BLOCK, BOTH, "The norm computes in fp32, and keeps its input so.",
         "norm = 4 * n * model.hidden +", "norm = itemsize * n * model.hidden +"),
     "block-normalized-in-fp32": _wrong(
-        BLOCK, HIDDEN, "The normalized values are in the model's format again.",
+        BLOCK, BOTH, "The normalized values are in the model's format again.",
         "+ itemsize * n * model.hidden\ninputs", "+ 4 * n * model.hidden\ninputs"),
     "block-normalized-forgotten": _wrong(
         BLOCK, BOTH, "The norm's own weights need the normalized values for their gradient.",
         "+ 4 * n + itemsize * n * model.hidden", "+ 4 * n"),
-    "block-factor-forgotten": _wrong(
-        BLOCK, BOTH, "The norm's factor, one number a token, is left out.",
-        "+ 4 * n + itemsize", "+ itemsize"),
     "block-inputs-for-each-layer": _wrong(
         BLOCK, BOTH, "Queries, keys and values read one tensor, gate and up another: 2, not 5.",
         "2 * (norm + inputs)", "2 * norm + 5 * inputs"),
@@ -194,11 +203,8 @@ MUTANTS = {
         PEAK, BOTH, "The logits are counted once; three such tensors are there.",
         "12 * tokens", "4 * tokens"),
     "peak-logits-in-16-bits": _wrong(
-        PEAK, HIDDEN, "The loss is taken in fp32, whatever the model's format.",
+        PEAK, BOTH, "The loss is taken in fp32, whatever the model's format.",
         "12 * tokens", "3 * itemsize * tokens"),
-    "peak-no-logits": _wrong(
-        PEAK, BOTH, "Activations of the blocks, and nothing of the loss.",
-        " + 12 * tokens * model.vocab", ""),
     "peak-everything-at-once": _wrong(
         PEAK, BOTH, "Adds up gradients and activations, which are not there at the same time.",
         code=_PEAK_SUM_OF_ALL),
@@ -215,7 +221,7 @@ MUTANTS = {
         PEAK, BOTH, "A tied embedding gets two gradients before they are added.",
         "(embedding if model.tied else 0)", "0"),
     "peak-embedding-always-twice": _wrong(
-        PEAK, HIDDEN, "An embedding that is not the head gets one gradient.",
+        PEAK, BOTH, "An embedding that is not the head gets one gradient.",
         "(embedding if model.tied else 0)", "embedding"),
     "peak-fp32-gradients-in-backward": _wrong(
         PEAK, BOTH, "With master weights the gradients become fp32 in the update, not before.",
@@ -226,16 +232,35 @@ MUTANTS = {
         '"in the update": base + stays["gradients"]', '"in the update": base + stays["weights"]'),
     "peak-no-last-block": _wrong(
         PEAK, BOTH, "Where few words are known, what passes in the last block is more than the logits.",
-        "base + kept + passing + embedding", "0"),
+        "base + kept + passing + embedding + down", "0"),
     "peak-no-passing": _wrong(
         PEAK, BOTH, "Nothing passes in the last block.",
-        "base + kept + passing + embedding", "base + kept"),
+        "base + kept + passing", "base + kept"),
     "peak-masters-forgotten": _wrong(
         PEAK, BOTH, "The master weights of the dictionary are left out.",
         ' + stays["master_weights"]', ""),
+    "peak-no-last-norm-no-head-no-passing": _wrong(
+        PEAK, BOTH, "Only blocks and logits: norm, head's input and gradient, and what passes, all left out together.",
+        " + norm + head", "", " + passing + embedding + down", ""),
+    "peak-no-last-norm": _wrong(
+        PEAK, BOTH, "The norm behind the last block is left out.",
+        " + norm + head", " + head"),
+    "peak-no-head-input": _wrong(
+        PEAK, BOTH, "The head keeps its input.",
+        " + norm + head", " + norm"),
+    "peak-no-head-gradient": _wrong(
+        PEAK, BOTH, "The head's gradient is complete before the last block runs backward.",
+        " + passing + embedding", " + passing"),
+    "peak-no-down-gradient": _wrong(
+        PEAK, BOTH, "The gradient of down's weights is there before those of gate and up.",
+        " + embedding + down", " + embedding"),
+    "peak-as-floats": _wrong(
+        PEAK, BOTH, "Bytes are whole numbers.",
+        "12 * tokens * model.vocab", "12.0 * tokens * model.vocab"),
     "peak-in-mib": _wrong(
         PEAK, BOTH, "MiB instead of bytes.",
-        "return sums[moment]", "return sums[moment] / 2**20"),
+        "return {", "return {name: count // 2**20 for name, count in {",
+        "stays[\"gradients\"],\n}", "stays[\"gradients\"],\n}.items()}"),
     "conversations-decimal-gb": _wrong(
         TALKS, BOTH, "24 GB on the box of a GPU are 24 GiB.",
         "gpu * 2**30", "gpu * 10**9"),
@@ -248,9 +273,6 @@ MUTANTS = {
     "conversations-hidden": _wrong(
         TALKS, BOTH, "The textbook's 2 × layers × hidden is for models whose heads all have their own keys.",
         "tokens * model.keys", "tokens * model.hidden"),
-    "conversations-one-layer": _wrong(
-        TALKS, BOTH, "Every layer has its cache.",
-        "2 * model.layers *", "2 *"),
     "conversations-16-bits": _wrong(
         TALKS, HIDDEN, "2 bytes a value, whatever the format.",
         "* itemsize", "* 2"),
