@@ -117,8 +117,7 @@ def segments_figure(rows: Sequence[Row], layers: int, blocks: bool = False) -> F
         _root(ax, layers**0.5, f"√{layers} = {layers**0.5:.1f}", "-.")
         if found.root:
             _root(ax, found.root, f"√(nA/I) = {found.root:.1f}", (0, (1, 1)))
-        ax.margins(y=0.12)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.12 * ax.dataLim.ymax)
     _segment_ticks(axes[-1, 0], [row["segments"] for row in rows if row["segments"]])
     shown = {text: handle for ax in axes[:, 0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize="small")
@@ -203,7 +202,7 @@ def overlap_figure(spans: Spans | Mapping[str, Spans]) -> Figure:
             # A thin edge of the bar's own colour keeps spans of a few microseconds visible.
             colour = PALETTE[LANE_COLOURS[lane]]
             ax.broken_barh(bars, (row - 0.38, 0.76), facecolors=colour, edgecolor=colour, linewidth=0.3)
-            _names(ax, here, zero, row)
+            _names(ax, here, run, zero, row)
         ax.set_yticks(range(len(lanes)), lanes)
         ax.set(ylim=(len(lanes) - 0.5, -0.5), xlim=(0, max(b - a for a, b in map(_extent, runs.values()))))
         ax.grid(False, axis="y")
@@ -222,14 +221,16 @@ def _at_work(span: Span, run: Spans) -> list[tuple[float, float]]:
     return without(whole, _waits(run)) if span.lane == COMPUTE else whole
 
 
-def _names(ax: Axes, spans: Spans, zero: float, row: int) -> None:
-    """Names of the spans that are a tenth of the whole or more."""
+def _names(ax: Axes, spans: Spans, run: Spans, zero: float, row: int) -> None:
+    """Names of the spans that are a tenth of the whole or more, each on the longest piece of its bar."""
     whole = ax.get_xlim()[1] if row else max((span.end_ms - zero for span in spans), default=0.0)
     for span in spans:
-        if span.end_ms - span.start_ms >= 0.1 * whole:
-            middle = (span.start_ms + span.end_ms) / 2 - zero
+        pieces = _at_work(span, run)
+        if pieces and span.end_ms - span.start_ms >= 0.1 * whole:
+            start, end = max(pieces, key=lambda piece: piece[1] - piece[0])
             colour = "black" if LANE_COLOURS[span.lane] == "purple" else "white"
-            ax.text(middle, row, span.name, ha="center", va="center", color=colour, fontsize="small", clip_on=True)
+            place = ((start + end) / 2 - zero, row)
+            ax.text(*place, span.name, ha="center", va="center", color=colour, fontsize="small", clip_on=True)
 
 
 def _named(spans: Spans | Mapping[str, Spans]) -> dict[str, Spans]:

@@ -75,6 +75,27 @@ def test_other_methods_are_marks_beside_ours_which_decides():
     assert "transformers 16: 30 MiB" in figures.segments_words(rows, 16, blocks=True)
 
 
+def test_where_a_layer_keeps_more_than_it_takes_in_both_roots_are_marked_and_the_loss_is_named():
+    sizes = {"method": "checkpointed", "layer_input_mib": 2.0, "layer_interior_mib": 18.0}
+    rows = [
+        {"segments": s, "predicted_mib": m, "peak_allocated_mib": m, "predicted_blocks_mib": b, "peak_blocks_mib": b}
+        | sizes
+        for s, m, b in ((0, 900, 800), (2, 500, 500), (4, 400, 300), (16, 420, 200))
+    ]
+    whole, blocks = (figures.segments_figure(rows, 16, blocks=alone).axes[0] for alone in (False, True))
+    roots = [line.get_xdata()[0] for line in whole.lines if line.get_label().startswith("√")]
+    assert roots == pytest.approx([4, 12])
+    assert "(√16 = 4.0, √(nA/I) = 12)" in title(whole) and title(whole).endswith("the loss sets the floor")
+    assert "16 segments" in title(blocks) and "loss" not in title(blocks)
+    assert whole.get_ylim()[0] == 0 and whole.get_ylim()[1] > 900
+
+
+def test_compute_has_a_gap_where_it_waits():
+    axis = figures.overlap_figure(BLOCKED).axes[0]
+    bars = [(p.vertices[:, 0].min(), p.vertices[:, 0].max()) for p in axis.collections[0].get_paths()]
+    assert bars == [(0, 10), (14, 20)]
+
+
 HIDDEN = [Span("compute", "forward", 5, 15), Span("download", "bucket 0", 6, 10), Span("host", "bucket 0", 10, 12)]
 BLOCKED = [Span("compute", "forward", 0, 20), Span("wait", "bucket 0", 10, 14), Span("download", "bucket 0", 10, 14)]
 
