@@ -202,7 +202,7 @@ def overlap_figure(spans: Spans | Mapping[str, Spans]) -> Figure:
             # A thin edge of the bar's own colour keeps spans of a few microseconds visible.
             colour = PALETTE[LANE_COLOURS[lane]]
             ax.broken_barh(bars, (row - 0.38, 0.76), facecolors=colour, edgecolor=colour, linewidth=0.3)
-            _names(ax, here, run, zero, row)
+            _names(ax, here, zero, row)
         ax.set_yticks(range(len(lanes)), lanes)
         ax.set(ylim=(len(lanes) - 0.5, -0.5), xlim=(0, max(b - a for a, b in map(_extent, runs.values()))))
         ax.grid(False, axis="y")
@@ -221,16 +221,16 @@ def _at_work(span: Span, run: Spans) -> list[tuple[float, float]]:
     return without(whole, _waits(run)) if span.lane == COMPUTE else whole
 
 
-def _names(ax: Axes, spans: Spans, run: Spans, zero: float, row: int) -> None:
-    """Names of the spans that are a tenth of the whole or more, each on the longest piece of its bar."""
+def _names(ax: Axes, spans: Spans, zero: float, row: int) -> None:
+    """Names of the spans that are a tenth of the whole or more, on the bar's colour also where it has gaps."""
     whole = ax.get_xlim()[1] if row else max((span.end_ms - zero for span in spans), default=0.0)
     for span in spans:
-        pieces = _at_work(span, run)
-        if pieces and span.end_ms - span.start_ms >= 0.1 * whole:
-            start, end = max(pieces, key=lambda piece: piece[1] - piece[0])
+        if span.end_ms - span.start_ms >= 0.1 * whole:
             colour = "black" if LANE_COLOURS[span.lane] == "purple" else "white"
-            place = ((start + end) / 2 - zero, row)
-            ax.text(*place, span.name, ha="center", va="center", color=colour, fontsize="small", clip_on=True)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "fontsize": "small"}
+            ground = {"facecolor": PALETTE[LANE_COLOURS[span.lane]], "edgecolor": "none", "pad": 1}
+            middle = (span.start_ms + span.end_ms) / 2 - zero
+            ax.text(middle, row, span.name, clip_on=True, bbox=ground, **style)
 
 
 def _named(spans: Spans | Mapping[str, Spans]) -> dict[str, Spans]:
