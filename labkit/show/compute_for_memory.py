@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.errors import LabError
 from labkit.ledger.case import Case
 from labkit.ledger.predict import predict
-from labkit.memory.timeline import COPIES, LANES, WAIT, Span, overlapped, union
+from labkit.memory.timeline import COMPUTE, COPIES, LANES, WAIT, Span, overlapped, union, without
 from labkit.show.anatomy_style import MIB, amount, number
 from labkit.show.style import PALETTE
 
@@ -52,6 +52,10 @@ class _Segments:
             raise LabError("No row is checkpointed.", "Give rows with one or more segments.")
         self.least, self.best = min(found)
         self.timed = any(row.get("step_ms") for row in rows)
+        sizes = [(row["layer_interior_mib"], row["layer_input_mib"]) for row in rows if row.get("layer_input_mib")]
+        self.root = (layers * sizes[0][0] / sizes[0][1]) ** 0.5 if sizes else None
+        ceiling = dict(self.points("peak_blocks_mib", methods[0]) if self.measured and not blocks else ())
+        self.loss = ceiling.get(self.best, self.least) < self.least
 
     def points(self, column: str, method: str) -> list[tuple[int, float]]:
         """Segments and values of one method."""
@@ -65,17 +69,22 @@ class _Segments:
     def title(self) -> str:
         """Where the minimum is, and what it saves and costs."""
         count = f"{self.best} segment{'s' * (self.best != 1)}"
-        line = f"Fewest bytes with {count} (√{self.layers} = {self.layers**0.5:.1f}): {amount(MIB * self.least)}"
+        roots = f"√{self.layers} = {self.layers**0.5:.1f}" + (f", √(nA/I) = {self.root:.0f}" if self.root else "")
+        line = f"Fewest bytes{' measured' * self.measured} with {count} ({roots}): {amount(MIB * self.least)}"
         more, plain, time = [], self.plain(self.column), self.plain("step_ms")
         if plain:
             more.append(f"{100 * (1 - self.least / plain):.0f} % less than without")
         if time and (chosen := dict(self.points("step_ms", self.methods[0])).get(self.best)):
             more.append(f"for {100 * (chosen / time - 1):.0f} % more time")
+        if self.loss:
+            more.append("and then the loss sets the floor")
         return "\n".join([line, ", ".join(more)]) if more else line
 
 
 def segments_figure(rows: Sequence[Row], layers: int, blocks: bool = False) -> Figure:
-    """Peak memory and, where it was measured, time by number of segments; the minimum and √layers are marked.
+    """Peak memory and, where it was measured, time by number of segments; the minimum and the roots are marked.
+
+    The roots are √layers, and √(n A / I) where the rows have `layer_input_mib` and `layer_interior_mib`.
 
     Args:
         rows: with `segments` (0: without checkpointing), `predicted_mib`, and if measured `peak_allocated_mib`,
@@ -90,28 +99,34 @@ def segments_figure(rows: Sequence[Row], layers: int, blocks: bool = False) -> F
     memory = axes[0, 0]
     size, unit = (1024, "GiB") if found.least >= 1024 else (1, "MiB")
     formula = found.points(found.formula, found.methods[0])
-    style = {"color": PALETTE["sky"], "linestyle": "--", "label": "formula"}
+    # Wide and pale: what was measured on it leaves it visible on both sides.
+    style: dict[str, Any] = {"color": PALETTE["sky"], "linewidth": 6, "alpha": 0.5, "label": "formula"}
     memory.plot([x for x, _ in formula], [y / size for _, y in formula], **style)
     if found.measured:
         _methods(memory, found, found.column, size)
     _level(memory, found.plain(found.column), size)
     words = f"fewest bytes: {found.best} segment{'s' * (found.best != 1)}"
     memory.plot([found.best], [found.least / size], "v", color=PALETTE["black"], ms=8, zorder=5, label=words)
-    memory.set_ylabel(f"peak {'outside the loss' if blocks else 'memory'} ({unit})")
+    memory.set_ylabel(f"{'blocks’ peak' if blocks else 'peak memory'} ({unit})")
     memory.set_title(found.title())
     if found.timed:
         _methods(axes[1, 0], found, "step_ms", 1)
         _level(axes[1, 0], found.plain("step_ms"), 1)
         axes[1, 0].set_ylabel("step (ms)")
     for ax in axes[:, 0]:
-        root = f"√{layers} = {layers**0.5:.1f}"
-        ax.axvline(layers**0.5, color=PALETTE["grey"], linewidth=1, linestyle="-.", label=root)
-        ax.margins(y=0.12)
+        _root(ax, layers**0.5, f"√{layers} = {layers**0.5:.1f}", "-.")
+        if found.root:
+            _root(ax, found.root, f"√(nA/I) = {found.root:.1f}", (0, (1, 1)))
+        ax.set_ylim(0, 1.12 * ax.dataLim.ymax)
     _segment_ticks(axes[-1, 0], [row["segments"] for row in rows if row["segments"]])
     shown = {text: handle for ax in axes[:, 0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize="small")
     fig.align_ylabels()
     return fig
+
+
+def _root(ax: Axes, place: float, name: str, linestyle: Any) -> None:
+    ax.axvline(place, color=PALETTE["grey"], linewidth=1.3, linestyle=linestyle, label=name)
 
 
 def _methods(ax: Axes, found: _Segments, column: str, size: float) -> None:
@@ -136,12 +151,12 @@ def _level(ax: Axes, plain: float | None, size: float) -> None:
 
 
 def _segment_ticks(ax: Axes, counts: Sequence[int]) -> None:
-    """A logarithmic axis that names no two numbers in one place."""
+    """A logarithmic axis that names no two numbers in one place; the last one is always named."""
     shown: list[int] = []
-    for count in sorted(set(counts)):
-        if not shown or count >= 1.25 * shown[-1]:
+    for count in sorted(set(counts), reverse=True):
+        if not shown or 1.2 * count <= shown[-1]:
             shown.append(count)
-    ax.set(xscale="log", xlabel="checkpointed segments")
+    ax.set(xscale="log", xlabel="checkpointed segments (logarithmic)")
     ax.set_xticks(shown, [str(count) for count in shown])
     ax.minorticks_off()
 
@@ -182,7 +197,8 @@ def overlap_figure(spans: Spans | Mapping[str, Spans]) -> Figure:
         zero, end = _extent(run)
         for row, lane in enumerate(lanes):
             here = [span for span in run if span.lane == lane]
-            bars = [(span.start_ms - zero, span.end_ms - span.start_ms) for span in here]
+            busy = [part for span in here for part in _at_work(span, run)]
+            bars = [(start - zero, end - start) for start, end in busy]
             # A thin edge of the bar's own colour keeps spans of a few microseconds visible.
             colour = PALETTE[LANE_COLOURS[lane]]
             ax.broken_barh(bars, (row - 0.38, 0.76), facecolors=colour, edgecolor=colour, linewidth=0.3)
@@ -199,14 +215,22 @@ def overlap_figure(spans: Spans | Mapping[str, Spans]) -> Figure:
     return fig
 
 
+def _at_work(span: Span, run: Spans) -> list[tuple[float, float]]:
+    """A span without the waits in it: compute that stands still is drawn as a gap."""
+    whole = [(span.start_ms, span.end_ms)]
+    return without(whole, _waits(run)) if span.lane == COMPUTE else whole
+
+
 def _names(ax: Axes, spans: Spans, zero: float, row: int) -> None:
-    """Names of the spans that are a tenth of the whole or more."""
+    """Names of the spans that are a tenth of the whole or more, on the bar's colour also where it has gaps."""
     whole = ax.get_xlim()[1] if row else max((span.end_ms - zero for span in spans), default=0.0)
     for span in spans:
         if span.end_ms - span.start_ms >= 0.1 * whole:
-            middle = (span.start_ms + span.end_ms) / 2 - zero
             colour = "black" if LANE_COLOURS[span.lane] == "purple" else "white"
-            ax.text(middle, row, span.name, ha="center", va="center", color=colour, fontsize="small", clip_on=True)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "fontsize": "small"}
+            ground = {"facecolor": PALETTE[LANE_COLOURS[span.lane]], "edgecolor": "none", "pad": 1}
+            middle = (span.start_ms + span.end_ms) / 2 - zero
+            ax.text(middle, row, span.name, clip_on=True, bbox=ground, **style)
 
 
 def _named(spans: Spans | Mapping[str, Spans]) -> dict[str, Spans]:
@@ -220,22 +244,26 @@ def _extent(spans: Spans) -> tuple[float, float]:
     return min(span.start_ms for span in spans), max(span.end_ms for span in spans)
 
 
+def _waits(spans: Spans) -> list[tuple[float, float]]:
+    return union((s.start_ms, s.end_ms) for s in spans if s.lane == WAIT)
+
+
 def _waited(spans: Spans) -> float:
-    return sum(end - start for start, end in union((s.start_ms, s.end_ms) for s in spans if s.lane == WAIT))
+    return sum(end - start for start, end in _waits(spans))
 
 
 def _overlap_words(spans: Spans) -> str:
     start, end = _extent(spans)
-    waits = f"compute waits {_waited(spans):.3g} of {end - start:.3g} ms"
+    waits = f"compute waits {number(_waited(spans))} of {number(end - start)} ms"
     if not any(span.lane in COPIES and span.end_ms > span.start_ms for span in spans):
         return waits
-    return f"{100 * overlapped(spans):.0f} % of the copying is hidden behind compute, {waits}"
+    return f"{100 * overlapped(spans):.0f} % of the copying is hidden, {waits}"
 
 
 def _overlap_title(runs: Mapping[str, Spans]) -> str:
     times = {name: end - start for name, (start, end) in ((n, _extent(run)) for n, run in runs.items())}
     fast, slow = (f(times, key=lambda name: times[name]) for f in (min, max))
-    return f"{fast} takes {times[fast]:.3g} ms, {slow} {times[slow] / times[fast]:.2f} times as long"
+    return f"{fast} takes {number(times[fast])} ms, {slow} {times[slow] / times[fast]:.2f} times as long"
 
 
 def overlap_words(spans: Spans | Mapping[str, Spans]) -> str:
@@ -246,7 +274,7 @@ def overlap_words(spans: Spans | Mapping[str, Spans]) -> str:
         for lane in LANES:
             joined = union((s.start_ms, s.end_ms) for s in run if s.lane == lane)
             if joined:
-                busy.append(f"{lane} {sum(end - start for start, end in joined):.3g} ms")
+                busy.append(f"{lane} {number(sum(end - start for start, end in joined))} ms")
         head = f"{name}: " if name else ""
         told.append(f"{head}{_overlap_words(run)}; time on the lanes: {', '.join(busy)}")
     return f"Lanes of bars over time. {'. '.join(told)}."

@@ -88,8 +88,9 @@ def layout_figure(plan: SegmentPlan, segments: int) -> Figure:
 
     fig, axes = plt.subplot_mosaic([["layers"] * 2, ["kept", "peaks"]], figsize=(7.2, 4.2), height_ratios=(1, 2.6))
     _layers(axes["layers"], plan, segments)
-    _curve(axes["kept"], plan.kept, segments, COLOURS["activations"])
-    _curve(axes["peaks"], plan.peaks, segments, PALETTE["blue"])
+    root = (plan.layers * plan.interior / plan.input) ** 0.5
+    _curve(axes["kept"], plan.kept, root, segments, COLOURS["activations"])
+    _curve(axes["peaks"], plan.peaks, root, segments, PALETTE["blue"])
     axes["layers"].set_title(_title(plan, segments))
     axes["kept"].set_title("activations, s I + (n/s) A", fontsize="small")
     axes["peaks"].set_title("peak of the whole step", fontsize="small")
@@ -124,13 +125,14 @@ def _layers(ax: Axes, plan: SegmentPlan, segments: int) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _curve(ax: Axes, values: tuple[int, ...], segments: int, colour: str) -> None:
+def _curve(ax: Axes, values: tuple[int, ...], root: float, segments: int, colour: str) -> None:
     """Bytes by number of segments, the chosen number marked, with a level line for no checkpointing."""
     size, unit = unit_of(max(values))
     layers = len(values) - 1
     ax.plot(range(1, layers + 1), [value / size for value in values[1:]], color=colour, linestyle="-")
     ax.axhline(values[0] / size, color=PALETTE["black"], linestyle=":", label="without checkpointing")
     ax.axvline(layers**0.5, color=PALETTE["grey"], linewidth=1, linestyle="-.", label=f"√{layers} = {layers**0.5:.1f}")
+    ax.axvline(root, color=PALETTE["grey"], linewidth=1.3, linestyle=(0, (1, 1)), label=f"√(nA/I) = {root:.1f}")
     # At zero segments the mark lies on the level line, where the axis begins.
     ax.plot([segments or 1], [values[segments] / size], "o", color=PALETTE["black"], ms=7, label="the slider's place")
     ax.set(xlabel="checkpointed segments (s)", ylabel=f"memory ({unit})", ylim=(0, 1.1 * max(values) / size))

@@ -146,6 +146,14 @@ MUTANTS = {
     "checkpoint-needs-a-module": _wrong(
         CHECKPOINT, HIDDEN, "Asks the function for its weights, and not every function has some.",
         "y.backward(gradient)", "torch.autograd.backward(y, gradient, inputs=[x, *function.parameters()])"),
+    "checkpoint-x-as-attribute": _wrong(
+        CHECKPOINT, HIDDEN, "x on ctx without save_for_backward: nobody notices when it is changed in place.",
+        "ctx.save_for_backward(x)", "ctx.x = x", "ctx.saved_tensors[0].detach()", "ctx.x.detach()"),
+    "checkpoint-only-its-own-parameters": _wrong(
+        CHECKPOINT, HIDDEN, "Gradients for function.parameters() alone: weights that a lambda uses get none.",
+        "y.backward(gradient)",
+        "weights = getattr(function, 'parameters', list)()\n"
+        "        torch.autograd.backward(y, gradient, inputs=[x, *weights])"),
     "sequence-late-binding": _wrong(
         SEQUENCE, BOTH, "Each run looks its layers up when it is called: in the backward pass all are the last one's.",
         "def run(x, part=layers[start:end]):\n        for layer in part:",
@@ -204,6 +212,12 @@ MUTANTS = {
     "plan-root": _wrong(
         PLAN, BOTH, "The root of the formula, which knows nothing of unequal segments nor of n as the most.",
         "1 + peaks.index(min(peaks))", "round((layers * layer_interior / layer_input) ** 0.5)"),
+    "plan-floats": _wrong(
+        PLAN, BOTH, "True division: the numbers are right, and no integers.",
+        "max(sizes)", "max(sizes) / 1"),
+    "plan-tuple": _wrong(
+        PLAN, BOTH, "A tuple of bytes where a list was asked for.",
+        "return peaks,", "return tuple(peaks),"),
     "plan-counts-from-zero": _wrong(
         PLAN, BOTH, "The place in the list, which is one less.",
         "1 + peaks.index", "peaks.index"),
@@ -238,6 +252,10 @@ MUTANTS = {
         ACCUMULATE, BOTH, "retain_graph keeps the activations, and the list of parts keeps the graphs.",
         "loss = 0.0", "loss, parts = 0.0, []", "part.backward()", "part.backward(retain_graph=True)\n    "
         "parts.append(part)"),
+    "accumulate-keeps-the-logits": _wrong(
+        ACCUMULATE, BOTH, "Keeps every piece's logits, without their graphs: the largest activations of all.",
+        "loss = 0.0", "loss, kept = 0.0, []", "logits = model(inputs)",
+        "logits = model(inputs)\n    kept.append(logits.detach())"),
     "accumulate-empty-piece": _wrong(
         ACCUMULATE, HIDDEN, "The mean over no tokens is NaN, and 0 times NaN is NaN.",
         code=_MEANS_WITH_SHARES),
@@ -265,6 +283,12 @@ MUTANTS = {
         OFFLOAD, HIDDEN, "An activation that happens to have a weight's shape stays.",
         "tensor.untyped_storage().data_ptr() in weights",
         "tuple(tensor.shape) in {s for p in model.parameters() for s in (tuple(p.shape), tuple(p.shape)[::-1])}"),
+    "offload-weights-by-address": _wrong(
+        OFFLOAD, HIDDEN, "The address where a tensor begins: a chunk of a fused weight begins elsewhere, and is sent.",
+        "tensor.untyped_storage().data_ptr() in weights", "tensor.data_ptr() in weights"),
+    "offload-storage-size": _wrong(
+        OFFLOAD, HIDDEN, "Compares the storage's size with the limit: small views of large storages are sent.",
+        "tensor.nbytes < min_bytes", "tensor.untyped_storage().nbytes() < min_bytes"),
     "offload-keeps-the-tensor": _wrong(
         OFFLOAD, BOTH, "The ticket comes in a pair with the tensor, which so stays on the device.",
         "return host.put(tensor)", "return host.put(tensor), tensor",
