@@ -96,9 +96,19 @@ class OffloadedAdamW(torch.optim.Optimizer):
         self.max_grad_norm, self.layerwise, self.dtype = max_grad_norm, layerwise and overlap, dtype or torch.float32
         self.bus = Bus(self._params[0].device, overlap, synthetic_gb_per_s, timeline)
         self.transfer = transfer or self.dtype
+        self._move_out(bucket_values(sum(p.numel() for p in self._params), self.transfer, bucket_mib), buckets)
+        self._factor = torch.ones((), pin_memory=self.bus.on_gpu)
+        self._largest, self.grad_norm = 0, None
+        self._sent: list[Bucket] = []
+        self._waiting: dict[int, list[Bucket]] = {}
+        self._late: set[int] = set()
+        self._fresh()
+        self._release = weakref.finalize(self, release, attach(model, self._params, weakref.ref(self)), self.host)
+
+    def _move_out(self, capacity: int, buckets: int) -> None:
+        """Masters and states to the host, the weights into their format, and buckets for what travels."""
         if self.transfer not in (self.dtype, torch.float32):
             raise LabError(f"Weights in {self.dtype} cannot travel as {self.transfer}.", "Use float32, or None.")
-        capacity = bucket_values(sum(p.numel() for p in self._params), self.transfer, bucket_mib)
         device = self.bus.device
         self._landing = None if self.transfer == self.dtype else torch.zeros(capacity, device=device)
         self.host = HostAdamW(self._params, self.transfer, self.bus, capacity, self._landing)
@@ -107,13 +117,6 @@ class OffloadedAdamW(torch.optim.Optimizer):
             self.state[parameter] = self.host.state(index)
         self._slots = [torch.zeros(capacity, dtype=self.transfer, device=device) for _ in range(buckets)]
         self._leaving = [Ticket() for _ in range(buckets)]
-        self._factor = torch.ones((), pin_memory=self.bus.on_gpu)
-        self._largest, self.grad_norm = 0, None
-        self._sent: list[Bucket] = []
-        self._waiting: dict[int, list[Bucket]] = {}
-        self._late: set[int] = set()
-        self._fresh()
-        self._release = weakref.finalize(self, release, attach(model, self._params, weakref.ref(self)), self.host)
 
     def _fresh(self) -> None:
         """Nothing of a step is there yet."""

@@ -114,15 +114,24 @@ def segments_figure(rows: Sequence[Row], layers: int, blocks: bool = False) -> F
         _level(axes[1, 0], found.plain("step_ms"), 1)
         axes[1, 0].set_ylabel("step (ms)")
     for ax in axes[:, 0]:
-        _root(ax, layers**0.5, f"√{layers} = {layers**0.5:.1f}", "-.")
-        if found.root:
-            _root(ax, found.root, f"√(nA/I) = {found.root:.1f}", (0, (1, 1)))
+        _roots(ax, found, layers)
         ax.set_ylim(0, 1.12 * ax.dataLim.ymax)
     _segment_ticks(axes[-1, 0], [row["segments"] for row in rows if row["segments"]])
-    shown = {text: handle for ax in axes[:, 0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize="small")
+    _legend(fig, axes[:, 0])
     fig.align_ylabels()
     return fig
+
+
+def _legend(fig: Figure, axes: Any) -> None:
+    """Below the panels, each name once."""
+    shown = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize="small")
+
+
+def _roots(ax: Axes, found: _Segments, layers: int) -> None:
+    _root(ax, layers**0.5, f"√{layers} = {layers**0.5:.1f}", "-.")
+    if found.root:
+        _root(ax, found.root, f"√(nA/I) = {found.root:.1f}", (0, (1, 1)))
 
 
 def _root(ax: Axes, place: float, name: str, linestyle: Any) -> None:
