@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
@@ -36,18 +35,13 @@ from labkit.ledger import Ledger, optimizer_tensors, storage_bytes
 from labkit.methods import FullFineTuning
 from labkit.numerics.products import products_in
 from labkit.parallel.data import shard_batch
+from labkit.parallel.group import device
 from labkit.parallel.zero_adamw import ShardedAdamW
 from labkit.parallel.zero_engine import ZeroEngine
 from labkit.parallel.zero_formula import traffic_per_step
 from labkit.tasks import Batch, Task
 
 FORMATS = {"float32": "fp32", "bfloat16": "bf16"}
-
-
-def rank_device() -> torch.device:
-    """Where this rank computes: its GPU where NCCL connects the ranks, else the CPU."""
-    nccl = dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 @dataclass
@@ -83,7 +77,7 @@ class Zero(FullFineTuning):
 
     def build_optimizer(self, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """`ShardedAdamW` on the engine's masters; weights become `weights`."""
-        self._device = rank_device()
+        self._device = device()
         self._engine = self._make_engine()
         return self._make_optimizer(self.learning_rate, self.weight_decay)
 

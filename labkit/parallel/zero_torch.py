@@ -22,7 +22,8 @@ from labkit.memory.checkpointed import decoder_layers
 from labkit.methods import FullFineTuning
 from labkit.numerics.products import products_in
 from labkit.parallel.data import shard_batch
-from labkit.parallel.zero import FORMATS, rank_device
+from labkit.parallel.group import device
+from labkit.parallel.zero import FORMATS
 from labkit.tasks import Batch, Task
 
 
@@ -43,7 +44,7 @@ class TorchSharded(FullFineTuning):
 
     def prepare(self, model: torch.nn.Module, task: Task, steps: int) -> None:
         """Hand the model to torch's library, and build the optimizer and the schedule."""
-        self._device = rank_device()
+        self._device = device()
         model.requires_grad_(True)
         super().prepare(self.wrap(model.to(self._device)), task, steps)
 
