@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class EnergyMeter:
-    """Joules that the first GPU used since the meter was made; None where there is no counter to read.
+    """Joules that a GPU used since the meter was made; None where there is no counter to read.
+
+    Args:
+        device: "cuda" for the current GPU, "cuda:1" for another one; other devices have no counter.
 
     NVML's total energy counter exists on Volta and later. It counts the whole board, whoever uses it.
     """
@@ -17,7 +20,7 @@ class EnergyMeter:
                 import torch
 
                 pynvml.nvmlInit()
-                uuid = str(torch.cuda.get_device_properties(0).uuid)
+                uuid = str(torch.cuda.get_device_properties(torch.device(device)).uuid)
                 # CUDA_VISIBLE_DEVICES renumbers torch's GPUs but not NVML's, so the GPU is found by its id.
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
                 self._start = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)

@@ -84,7 +84,7 @@ class DataParallel(FirstOrder):
 
     def _loss(self, batch: Batch) -> Tensor:
         share = shard_batch(batch, self.rank, self.world_size)
-        return super()._loss(share.batch) * share.weight
+        return super()._loss(share.batch.to(next(self._model.parameters()).device)) * share.weight
 
     def _backward(self, loss: Tensor) -> None:
         before = Traffic(self.reducer.traffic.bytes, self.reducer.traffic.messages)

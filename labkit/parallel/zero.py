@@ -108,9 +108,9 @@ class Zero(FullFineTuning):
     def _share_loss(self, batch: Batch) -> Tensor:
         """This rank's part of the global mean: its own mean, weighted by how many rows it has."""
         self.engine.begin()
-        mine = shard_batch(batch.to(self._device), self.engine.wire.rank, self.engine.wire.world_size)
+        mine = shard_batch(batch, self.engine.wire.rank, self.engine.wire.world_size)
         with self.computing():
-            return self._loss(mine.batch) * mine.weight
+            return self._loss(mine.batch.to(self._device)) * mine.weight
 
     def _backward(self, loss: Tensor) -> None:
         with self.computing():

@@ -51,8 +51,8 @@ class TorchSharded(FullFineTuning):
     def _gradients(self, batch: Batch) -> Tensor:
         """Gradients on this rank; the global loss."""
         self._optimizer.zero_grad(set_to_none=True)
-        mine = shard_batch(batch.to(self._device), torch.distributed.get_rank(), torch.distributed.get_world_size())
-        loss = self._loss(mine.batch) * mine.weight
+        mine = shard_batch(batch, torch.distributed.get_rank(), torch.distributed.get_world_size())
+        loss = self._loss(mine.batch.to(self._device)) * mine.weight
         loss.backward()
         mean = loss.detach().float().clone()
         torch.distributed.all_reduce(mean)

@@ -1,0 +1,172 @@
+"""Table `zero`: bytes of a rank, bytes sent and step time of data parallelism, ZeRO's stages and torch's own.
+
+`ddp`, `zero1`, `zero2`, `zero3` are ours; `torch.ddp`, `torch.zero1` (ZeroRedundancyOptimizer over DDP) and
+`torch.fsdp2` (`fully_shard`, with and without `reshard`) torch's, all in one run on the same ranks, weights and words.
+All clip the norm of gradients at 1.
+
+`dtype` is of the products: `ddp`, `torch.ddp` and `torch.zero1` hold fp32 weights and cast them as they go (autocast);
+the stages hold weights of this dtype with fp32 masters; FSDP2 holds fp32 shards and gathers them in this dtype.
+Per category `…_mib` is counted from true storages and `predicted_…_mib` the formula. `predicted_mib` and
+`measured_mib` are what stands from step to step: weights, masters, gradients, states. `sent_mib` is what our wire
+counted, `nvlink_mib` what the GPU's own counter saw, all a rank and a step; of ranks that differ, the larger counts.
+
+The rows of `7.5b` are the formula of `labkit.parallel.zero_formula` for the paper's example, which the lecture repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.bench.steps import rounded
+
+if TYPE_CHECKING:
+    from labkit.bench.zero_steps import Setting
+    from labkit.scale import Scale
+
+TITLE = "Data parallelism, ZeRO's stages, ZeroRedundancyOptimizer and FSDP2: bytes of a rank, traffic, step time."
+SEEDS = (0,)
+_MIB_A_RANK = (
+    "weights_mib master_weights_mib gradients_mib optimizer_states_mib activations_mib predicted_weights_mib "
+    "predicted_master_weights_mib predicted_gradients_mib predicted_optimizer_states_mib predicted_mib measured_mib "
+    "gathered_mib gradients_in_flight_mib peak_allocated_mib peak_reserved_mib"
+).split()
+UNITS = {
+    "batch": "sequences over all ranks",
+    "step_ms": "ms, median",
+    "tokens_per_s": "tokens/s over all ranks",
+    "joules_per_step": "J over all ranks",
+    **dict.fromkeys(_MIB_A_RANK, "MiB a rank"),
+    **dict.fromkeys(("sent_mib", "predicted_sent_mib", "nvlink_mib"), "MiB a rank and step"),
+}
+PUBLISHED = [
+    {
+        "model": "7.5b",
+        "world_size": 64,
+        "method": method,
+        "gb_per_rank": size,
+        "source": "Rajbhandari et al. 2020, arXiv:1910.02054, figure 1 (K = 12)",
+    }
+    for method, size in (("ddp", 120), ("zero1", 31.4), ("zero2", 16.6), ("zero3", 1.9))
+]
+METHODS: tuple[tuple[str, bool | None], ...] = (
+    ("ddp", None),
+    ("torch.ddp", None),
+    ("torch.zero1", None),
+    ("zero1", None),
+    ("zero2", None),
+    ("zero3", None),
+    ("torch.fsdp2", True),
+    ("torch.fsdp2", False),
+)
+_SUMS = ("joules_per_step",)
+_SECONDS = 400.0  # that one launch may take
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Models with the sequences of a rank, the numbers of ranks, and the length of sequences."""
+
+    models: Sequence[tuple[str, int]]
+    seq_len: int
+    dtype: str
+    world_sizes: Sequence[int]
+
+
+_GPU = Plan((("opt-1.3b", 8), ("opt-2.7b", 4)), 1024, "bfloat16", (2, 4, 8))
+PLANS = {"tiny": Plan((("tiny", 4),), 32, "float32", (2,)), "small": _GPU, "full": _GPU}
+
+
+def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
+    """By formula, then each model on each number of ranks that this machine has devices for; not those `done`."""
+    import torch
+
+    plan = PLANS["tiny" if scale.device == "cpu" else scale.name]
+    if not done:
+        yield from by_formula()
+    gpus = torch.cuda.device_count() if scale.device == "cuda" else max(plan.world_sizes)
+    for name, share in plan.models:
+        for ranks in (n for n in plan.world_sizes if n <= gpus):
+            todo = [s for s in settings(plan, name, share, ranks) if not _is_in(s, done)]
+            yield from _launched(todo, scale.device)
+
+
+def settings(plan: Plan, name: str, share: int, ranks: int) -> list[Setting]:
+    """What runs in one launch."""
+    from labkit.bench.zero_steps import Setting
+
+    fixed = {"dtype": plan.dtype, "world_size": ranks, "batch": share * ranks, "seq_len": plan.seq_len}
+    return [Setting(name, method, reshard, **fixed) for method, reshard in METHODS]  # type: ignore[arg-type]
+
+
+def by_formula() -> Iterator[dict]:
+    """The paper's example: 7.5 billion parameters on 64 ranks, 2 + 2 + 12 bytes a parameter."""
+    from labkit.parallel.zero_formula import bytes_per_rank, traffic_per_step
+
+    for stage, method in enumerate(("ddp", "zero1", "zero2", "zero3")):
+        yield {
+            "model": "7.5b",
+            "method": method,
+            "world_size": 64,
+            "predicted_mib": rounded(bytes_per_rank(stage, 7.5e9, 64) / 2**20),
+            "predicted_sent_mib": rounded(traffic_per_step(stage, 7.5e9, 64) / 2**20),
+            "note": "by formula; not measured",
+        }
+
+
+def _is_in(setting: Setting, done: Sequence[dict]) -> bool:
+    return any(asdict(setting).items() <= row.items() for row in done)
+
+
+def _launched(todo: list[Setting], device: str) -> Iterator[dict]:
+    """Rows of settings in order. One that fails ends its launch: its row has a note, and the next begins anew."""
+    from labkit.bench.zero_steps import run
+    from labkit.parallel.launch import RankError, launch
+
+    while todo:
+        note = ""
+        with tempfile.TemporaryDirectory() as folder:
+            found = str(Path(folder) / "found")
+            try:
+                launch(run, todo[0].world_size, todo, found, timeout_s=_SECONDS, device=device, show=False)
+            except RankError as error:
+                note = _first_line(error)
+            measured = _read(found, todo[0].world_size)
+        for setting, ranks in zip(todo, measured, strict=False):
+            yield asdict(setting) | _together(setting, ranks)
+        todo = todo[len(measured) :]
+        if todo and note:
+            yield asdict(todo[0]) | {"note": note}
+            todo = todo[1:]
+
+
+def _first_line(error: Any) -> str:
+    lines = [line for line in str(error.traceback or error).strip().splitlines() if line.strip()]
+    return f"failed: {lines[-1].strip()[:200]}" if lines else "failed"
+
+
+def _read(found: str, ranks: int) -> list[list[dict]]:
+    """For each setting that all ranks finished, what each of them wrote."""
+    files = [Path(f"{found}.{rank}") for rank in range(ranks)]
+    if not all(file.is_file() for file in files):
+        return []
+    each = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files]
+    return [list(lines) for lines in zip(*each, strict=False)]
+
+
+def _together(setting: Setting, ranks: list[dict]) -> dict[str, Any]:
+    """One row of what ranks found: the larger of bytes and times, the sum of joules; the loss is the same on all."""
+    row: dict[str, Any] = {}
+    for name in ranks[0]:
+        if name in asdict(setting):
+            continue
+        values = [rank[name] for rank in ranks]
+        known = None not in values
+        row[name] = rounded((sum if name in _SUMS else max)(values), 4) if known else None
+    row["tokens_per_s"] = rounded(1e3 * setting.batch * setting.seq_len / row["step_ms"], 1)
+    row["backend"] = "gloo" if row["peak_allocated_mib"] is None else "nccl"
+    return row | {"note": ""}

@@ -1,0 +1,52 @@
+"""What a GPU has sent over NVLink, as the GPU itself counts it: traffic of any library, whatever it says of itself.
+
+NVML's field `NVLINK_THROUGHPUT_DATA_TX` (NVIDIA, NVML API reference, "Field Value Enums") is the payload that a link
+has sent since the driver was loaded, in KiB; a GPU has several links, and a collective may use all of them. The counter
+exists on GPUs with NVLink, and is not always readable on a rented machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+KIB = 1024
+
+
+class SentOverNvlink:
+    """Bytes that a GPU has sent over NVLink since the counter was made; None where nobody counts them.
+
+    Args:
+        device: the GPU; for another device there is no counter.
+    """
+
+    def __init__(self, device: torch.device):
+        self._handle: Any = None
+        self._start = 0
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            # CUDA_VISIBLE_DEVICES renumbers torch's GPUs but not NVML's, so the GPU is found by its id.
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+            self._start = self._read()
+        except Exception:  # no driver, no link, no counter: traffic is unknown, nothing else is wrong
+            self._handle = None
+
+    def _read(self) -> int:
+        import pynvml
+
+        links = [(pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, n) for n in range(pynvml.NVML_NVLINK_MAX_LINKS)]
+        values = pynvml.nvmlDeviceGetFieldValues(self._handle, links)
+        good = [value.value.ullVal for value in values if value.nvmlReturn == pynvml.NVML_SUCCESS]
+        if not good:
+            raise LookupError("no NVLink counter")
+        return sum(good) * KIB
+
+    def bytes(self) -> int | None:
+        """Bytes sent so far."""
+        return None if self._handle is None else self._read() - self._start
