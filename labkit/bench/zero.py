@@ -30,11 +30,9 @@ if TYPE_CHECKING:
 
 TITLE = "Data parallelism, ZeRO's stages, ZeroRedundancyOptimizer and FSDP2: bytes of a rank, traffic, step time."
 SEEDS = (0,)
-_MIB_A_RANK = (
-    "weights_mib master_weights_mib gradients_mib optimizer_states_mib activations_mib predicted_weights_mib "
-    "predicted_master_weights_mib predicted_gradients_mib predicted_optimizer_states_mib predicted_mib measured_mib "
-    "gathered_mib gradients_in_flight_mib peak_allocated_mib peak_reserved_mib"
-).split()
+_CATEGORIES = ("weights", "master_weights", "gradients", "optimizer_states")
+_OTHERS = ("predicted", "measured", "activations", "gathered", "gradients_in_flight", "peak_allocated", "peak_reserved")
+_MIB_A_RANK = [f"{name}_mib" for name in (*_CATEGORIES, *(f"predicted_{name}" for name in _CATEGORIES), *_OTHERS)]
 UNITS = {
     "batch": "sequences over all ranks",
     "step_ms": "ms, median",

@@ -96,6 +96,7 @@ def run(settings: list[Setting], found: str) -> None:
     for number, setting in enumerate(settings):
         report(number, len(settings))
         line = json.dumps(asdict(setting) | _measured(setting))
+        clear(device().type)
         with Path(f"{found}.{dist.get_rank()}").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             os.fsync(file.fileno())
@@ -130,8 +131,6 @@ def _measured(setting: Setting) -> dict[str, Any]:
         return facts | _bytes(ledger) | _observed(method)
     finally:
         method.close()
-        del method, batch
-        clear(here.type)
 
 
 def _bytes(ledger: Ledger) -> dict[str, Any]:
