@@ -2,7 +2,8 @@
 
 `ddp`, `zero1`, `zero2`, `zero3` are ours; `torch.ddp`, `torch.zero1` (ZeroRedundancyOptimizer over DDP) and
 `torch.fsdp2` (`fully_shard`, with and without `reshard`) torch's, all in one run on the same ranks, weights and words.
-All clip the norm of gradients at 1.
+With `hold_weights` stage 3 keeps its part of the 16-bit weights beside the masters, as the paper has it; without, they
+are rounded from the masters at every gather, as FSDP2's are. All clip the norm of gradients at 1.
 
 `dtype` is of the products: `ddp`, `torch.ddp` and `torch.zero1` hold fp32 weights and cast them as they go (autocast);
 the stages hold weights of this dtype with fp32 masters; FSDP2 holds fp32 shards and gathers them in this dtype.
@@ -51,16 +52,21 @@ PUBLISHED = [
     }
     for method, size in (("ddp", 120), ("zero1", 31.4), ("zero2", 16.6), ("zero3", 1.9))
 ]
-METHODS: tuple[tuple[str, bool | None], ...] = (
-    ("ddp", None),
-    ("torch.ddp", None),
-    ("torch.zero1", None),
-    ("zero1", None),
-    ("zero2", None),
-    ("zero3", None),
-    ("torch.fsdp2", True),
-    ("torch.fsdp2", False),
+METHODS: tuple[dict[str, Any], ...] = (
+    {"method": "ddp"},
+    {"method": "torch.ddp"},
+    {"method": "torch.zero1"},
+    {"method": "zero1"},
+    {"method": "zero2"},
+    {"method": "zero3", "hold_weights": True},
+    {"method": "zero3", "hold_weights": False},
+    {"method": "torch.fsdp2", "reshard": True},
+    {"method": "torch.fsdp2", "reshard": False},
 )
+_SETTING = ("model", "method", "dtype", "world_size", "batch", "seq_len", "hold_weights", "reshard")
+_TIMES = ("step_ms", "tokens_per_s", "joules_per_step", "first_loss", "loss")
+_TRAFFIC = ("sent_mib", "predicted_sent_mib", "nvlink_mib")
+_COLUMNS = (*_SETTING, *_TIMES, *_MIB_A_RANK, *_TRAFFIC, "backend", "note")
 _SUMS = ("joules_per_step",)
 _SECONDS = 400.0  # that one launch may take
 
@@ -97,8 +103,8 @@ def settings(plan: Plan, name: str, share: int, ranks: int) -> list[Setting]:
     """What runs in one launch."""
     from labkit.bench.zero_steps import Setting
 
-    fixed = {"dtype": plan.dtype, "world_size": ranks, "batch": share * ranks, "seq_len": plan.seq_len}
-    return [Setting(name, method, reshard, **fixed) for method, reshard in METHODS]  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"world_size": ranks, "batch": share * ranks, "seq_len": plan.seq_len}
+    return [Setting(model=name, dtype=plan.dtype, **sizes, **method) for method in METHODS]
 
 
 def by_formula() -> Iterator[dict]:
@@ -106,14 +112,19 @@ def by_formula() -> Iterator[dict]:
     from labkit.parallel.zero_formula import bytes_per_rank, traffic_per_step
 
     for stage, method in enumerate(("ddp", "zero1", "zero2", "zero3")):
-        yield {
-            "model": "7.5b",
-            "method": method,
-            "world_size": 64,
-            "predicted_mib": rounded(bytes_per_rank(stage, 7.5e9, 64) / 2**20),
-            "predicted_sent_mib": rounded(traffic_per_step(stage, 7.5e9, 64) / 2**20),
-            "note": "by formula; not measured",
-        }
+        yield _row(
+            model="7.5b",
+            method=method,
+            world_size=64,
+            predicted_mib=rounded(bytes_per_rank(stage, 7.5e9, 64) / 2**20),
+            predicted_sent_mib=rounded(traffic_per_step(stage, 7.5e9, 64) / 2**20),
+            note="by formula; not measured",
+        )
+
+
+def _row(**found: Any) -> dict[str, Any]:
+    """All columns, None where nothing was found."""
+    return dict.fromkeys(_COLUMNS) | {"note": ""} | found
 
 
 def _is_in(setting: Setting, done: Sequence[dict]) -> bool:
@@ -135,10 +146,10 @@ def _launched(todo: list[Setting], device: str) -> Iterator[dict]:
                 note = _first_line(error)
             measured = _read(found, todo[0].world_size)
         for setting, ranks in zip(todo, measured, strict=False):
-            yield asdict(setting) | _together(setting, ranks)
+            yield _row(**asdict(setting), **_together(setting, ranks))
         todo = todo[len(measured) :]
         if todo and note:
-            yield asdict(todo[0]) | {"note": note}
+            yield _row(**asdict(todo[0]), note=note)
             todo = todo[1:]
 
 
@@ -167,4 +178,4 @@ def _together(setting: Setting, ranks: list[dict]) -> dict[str, Any]:
         row[name] = rounded((sum if name in _SUMS else max)(values), 4) if known else None
     row["tokens_per_s"] = rounded(1e3 * setting.batch * setting.seq_len / row["step_ms"], 1)
     row["backend"] = "gloo" if row["peak_allocated_mib"] is None else "nccl"
-    return row | {"note": ""}
+    return row

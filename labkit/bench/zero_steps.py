@@ -40,17 +40,19 @@ class Setting:
     """A row of the table: `method` on `world_size` ranks, `batch` sequences over all of them.
 
     Attributes:
-        reshard: of FSDP2; None elsewhere.
         dtype: of the products; fp32 weights under autocast where nothing is sharded, else weights of this dtype.
+        hold_weights: of our stage 3; None elsewhere.
+        reshard: of FSDP2; None elsewhere.
     """
 
     model: str
     method: str
-    reshard: bool | None
     dtype: str
     world_size: int
     batch: int
     seq_len: int
+    hold_weights: bool | None = None
+    reshard: bool | None = None
 
 
 class RandomText:
@@ -68,8 +70,9 @@ def make(setting: Setting) -> Any:
     common: dict[str, Any] = {"learning_rate": 1e-5, "max_grad_norm": 1.0}
     if setting.method in REPLICATED:
         return REPLICATED[setting.method](compute_dtype=setting.dtype, **common)
-    if setting.reshard is not None:
-        common["reshard"] = setting.reshard
+    for option in ("hold_weights", "reshard"):
+        if getattr(setting, option) is not None:
+            common[option] = getattr(setting, option)
     return SHARDED[setting.method](weights=setting.dtype, **common)
 
 

@@ -10,7 +10,8 @@ Bytes on a rank, for P padded values (a multiple of N in each unit), b-byte weig
     2       b P       b P/N       4 P/N            8 P/N + 4 U
     3       b P/N     b P/N       4 P/N            8 P/N + 4 U
 
-fp32 weights are their own masters, in stages 1 and 2 as a stretch of the whole. Beside these stand, for moments, the
+fp32 weights are their own masters, in stages 1 and 2 as a stretch of the whole. Without `hold_weights` stage 3 has no
+16-bit weights of its own between steps: they are rounded from the masters for every gather. Beside these stand, for moments, the
 whole gradients on their way (two layers', or the root's twice) and in stage 3 the gathered weights (the root's and two
 layers'): `gathered_bytes` and `observed` tell them.
 
@@ -54,6 +55,8 @@ class Zero(FullFineTuning):
         stage: 1 shards optimizer states and master weights, 2 gradients too, 3 weights too.
         weights: dtype of weights and gradients; bfloat16 has fp32 master weights beside it.
         max_grad_norm: as in the other methods, over all ranks; None for no clipping, and no norm.
+        hold_weights: in stage 3, keep this rank's part of 16-bit weights beside its fp32 masters, as the paper does;
+            else round it from them whenever it is gathered, and save b P/N bytes, as FSDP2 does.
 
     Raises:
         UnknownNameError: for a dtype that is not there.
@@ -62,6 +65,7 @@ class Zero(FullFineTuning):
     stage: int = 1
     weights: str = "float32"
     max_grad_norm: float | None = 1.0  # type: ignore[assignment]
+    hold_weights: bool = True
     name: str = "zero"
 
     def __post_init__(self) -> None:
@@ -82,7 +86,7 @@ class Zero(FullFineTuning):
         return self._make_optimizer(self.learning_rate, self.weight_decay)
 
     def _make_engine(self) -> ZeroEngine:
-        return ZeroEngine(self._whole, self.stage, getattr(torch, self.weights), self._device)
+        return ZeroEngine(self._whole, self.stage, getattr(torch, self.weights), self._device, self.hold_weights)
 
     def _make_optimizer(self, lr: float, weight_decay: float) -> ShardedAdamW:
         return ShardedAdamW(self.engine, lr, weight_decay=weight_decay)
@@ -170,7 +174,11 @@ class Zero(FullFineTuning):
     def measured_standing(self) -> dict[str, int]:
         """Bytes of the true storages that stay from step to step, by category."""
         units = self.engine.units
-        weights = [*self._whole.parameters(), *(u.part for u in units), *(u.weights for u in units)]
+        weights = [
+            *self._whole.parameters(),
+            *(u.part for u in units if u.part is not None),
+            *(u.weights for u in units),
+        ]
         return {
             "weights": storage_bytes(weights),
             "master_weights": storage_bytes((u.master for u in units), but=weights),
@@ -187,8 +195,9 @@ class Zero(FullFineTuning):
         """Bytes on this rank, by the formula of this file's head."""
         size, world = getattr(torch, self.weights).itemsize, self.engine.wire.world_size
         padded = sum(unit.padded for unit in self.engine.units)
+        rounded_anew = self.stage == 3 and size < 4 and not self.hold_weights
         found = {
-            "weights": size * padded // (world if self.stage == 3 else 1),
+            "weights": 0 if rounded_anew else size * padded // (world if self.stage == 3 else 1),
             "gradients": size * padded // (world if self.stage >= 2 else 1),
             "optimizer_states": 8 * padded // world + 4 * len(self.engine.units),
         }

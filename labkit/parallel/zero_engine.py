@@ -57,14 +57,16 @@ class ZeroEngine:
         peak_in_flight: most bytes of whole gradients that were there at once since `begin`.
     """
 
-    def __init__(self, model: nn.Module, stage: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, model: nn.Module, stage: int, dtype: torch.dtype, device: torch.device, hold_weights: bool = True
+    ):
         if stage not in (1, 2, 3):
             raise LabError(f"ZeRO has no stage {stage!r} that shards.", "Give 1, 2 or 3.")
         self.model, self.stage, self.dtype, self.wire = model, stage, dtype, Wire(device)
         self._blocks, named = cut(model)
         for buffer in model.buffers():
             buffer.data = buffer.data.to(device)
-        self.units = [Unit(name, parameters, self.wire, dtype, stage == 3) for name, parameters in named]
+        self.units = [Unit(name, parameters, self.wire, dtype, stage == 3, hold_weights) for name, parameters in named]
         self.root, self.layers = self.units[0], self.units[1:]
         self._held: tuple[Any, Tensor] | None = None
         self._gathered = 0
@@ -144,7 +146,7 @@ class ZeroEngine:
             return
         with self.wire.gathering():
             unit.allocate()
-            unit.ready = self.wire.all_gather(unit.weights, unit.part)
+            unit.ready = self.wire.all_gather(unit.weights, unit.contribution())
         self._gathered += unit.gathered_bytes
         self.peak_gathered = max(self.peak_gathered, self._gathered)
 
@@ -164,7 +166,7 @@ class ZeroEngine:
         unit.refresh()
         if self.stage < 3:
             with self.wire.gathering():
-                unit.ready = self.wire.all_gather(unit.weights, unit.part)
+                unit.ready = self.wire.all_gather(unit.weights, unit.contribution())
 
     def settle(self) -> None:
         """What is queued from now on finds every weight that was published."""
@@ -184,7 +186,7 @@ class ZeroEngine:
         """All gradients of a unit are in its flat buffer: the mean over ranks to its owners, and the buffer away."""
         whole = unit.complete()
         self._note_gradients()
-        unit.gradient = whole[unit.own] if self.stage == 1 else torch.empty_like(unit.part)
+        unit.gradient = whole[unit.own] if self.stage == 1 else torch.empty_like(whole[unit.own])
         event = self.wire.reduce_scatter(unit.gradient, whole)
         if self._held:
             self.wire.wait(self._held[0])

@@ -56,16 +56,25 @@ class Unit:
         wire: of this rank; rank 0's values become everybody's.
         dtype: of weights and gradients; fp32 masters lie beside 16-bit ones.
         sharded: stage 3: weights are here only while they are gathered.
+        held: of sharded 16-bit weights: this rank's part stays; else it is rounded from the master for every gather.
 
     Attributes:
         weights: flat, [N S], in `dtype`; its storage is empty while the unit is released.
-        part: this rank's weights, [S]; lies in `weights` unless they are sharded.
+        part: this rank's weights, [S]; lies in `weights` unless they are sharded; None where it is not held.
         master: fp32, [S], what the optimizer updates; `part` itself where that is fp32.
         whole_gradient: flat, [N S], from the first gradient to the reduction.
         gradient: this rank's mean over ranks, [S], from the reduction to the update.
     """
 
-    def __init__(self, name: str, named: list[tuple[str, nn.Parameter]], wire: Wire, dtype: torch.dtype, sharded: bool):
+    def __init__(
+        self,
+        name: str,
+        named: list[tuple[str, nn.Parameter]],
+        wire: Wire,
+        dtype: torch.dtype,
+        sharded: bool,
+        held: bool = True,
+    ):
         self.name, self.slots, begin = name, [], 0
         for own, parameter in named:
             self.slots.append(Slot(own, parameter, begin, begin + parameter.numel()))
@@ -73,7 +82,10 @@ class Unit:
         self.size = part_size((p.numel() for _, p in named), wire.world_size)
         self.padded = self.size * wire.world_size
         self.own = slice(wire.rank * self.size, (wire.rank + 1) * self.size)
+        self.part: Tensor | None
         self.weights, self.part, self.master = self._laid_out(wire, dtype, sharded)
+        if sharded and not held and dtype != torch.float32:
+            self.part = None
         for slot in self.slots:
             slot.parameter.data = self.weights[slot.begin : slot.end].view(slot.parameter.shape)
         self.whole_gradient: Tensor | None = None
@@ -140,8 +152,16 @@ class Unit:
     @torch.no_grad()
     def refresh(self) -> None:
         """The rounded master becomes this rank's weights."""
-        if self.part.dtype != self.master.dtype:
+        if self.part is not None and self.part.dtype != self.master.dtype:
             self.part.copy_(self.master)
+
+    @torch.no_grad()
+    def contribution(self) -> Tensor:
+        """What this rank gives when the weights are gathered, [S]: its part, or the rounded master in its place."""
+        if self.part is not None:
+            return self.part
+        place = self.weights[self.own]
+        return place.copy_(self.master)
 
 
 def cut(model: nn.Module) -> tuple[list[nn.Module], list[tuple[str, list[tuple[str, nn.Parameter]]]]]:

@@ -117,6 +117,8 @@ import torch as t
 from math import sqrt as root
 from labkit.parallel.launch import launch
 
+pytestmark = pytest.mark.usefixtures("without_gpus")
+
 STEP = 4.0
 
 @dataclasses.dataclass

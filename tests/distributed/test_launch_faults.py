@@ -21,6 +21,8 @@ from labkit.errors import LabError
 from labkit.parallel.launch import RankError, launch
 from labkit.parallel.output import Silent
 
+pytestmark = pytest.mark.usefixtures("without_gpus")
+
 NOT_THERE = types.ModuleType("not_there")  # importable here alone
 exec("def f():\n    return 1", NOT_THERE.__dict__)
 

@@ -15,6 +15,8 @@ from leftovers import appears, bearing, gone, marked
 
 from labkit.parallel.launch import RankError, launch
 
+pytestmark = pytest.mark.usefixtures("without_gpus")
+
 HERE = Path(__file__).parent
 CODE = "import sys, pathlib, work; from labkit.parallel.launch import launch\n"
 CODE += "launch(work.for_ever, 2, pathlib.Path(sys.argv[1]), sys.argv[2], show=False)"

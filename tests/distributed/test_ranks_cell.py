@@ -16,6 +16,8 @@ from labkit.commands.settle import settle
 
 WORK = """%%ranks 2 --send folder
 import os, pathlib, time
+
+pytestmark = pytest.mark.usefixtures("without_gpus")
 pathlib.Path(folder, str(rank)).write_text(str(os.getpid()))
 while True:
     dist.all_reduce(torch.ones(2))

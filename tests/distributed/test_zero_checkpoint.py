@@ -15,6 +15,8 @@ from zero_checks import model
 from labkit.parallel.launch import launch
 from labkit.parallel.zero_checkpoint import boxes
 
+pytestmark = pytest.mark.usefixtures("without_gpus")
+
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_two_then_four_then_one_rank(tmp_path):

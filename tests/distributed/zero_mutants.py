@@ -83,6 +83,14 @@ class ReleasesLate(ZeroEngine):
         self._release = release
 
 
+class HoldsWeights(ZeroEngine):
+    """Rounds weights from the masters for every gather, and holds what it rounded as well."""
+
+    def _fetch(self, unit) -> None:
+        super()._fetch(unit)
+        unit.rounded = unit.weights[unit.own].clone()
+
+
 class Stale(ZeroEngine):
     """Updates each rank's part and does not tell the others."""
 

@@ -38,6 +38,8 @@ def values() -> dict[str, str]:
     found["zero3 untied"] = verdict(
         check_values, make(Zero3), config=checks.llama(3, tied=False, initializer_range=0.15)
     )
+    rounded = make(Zero3, weights="bfloat16", hold_weights=False)
+    found["zero3 rounded anew"] = verdict(check_values, rounded, torch.bfloat16)
     found["zero3 checkpointed"] = verdict(check_values, make(Checkpointed3))
     return found
 
@@ -114,6 +116,8 @@ def wrong_bytes() -> dict[str, str]:
         (Zero3, mutants.ReleasesLate),
     ):
         found[f"{stage.name} {engine.__name__}"] = verdict(check_bytes, make(of(stage, engine=engine)), stage.stage)
+    rounded = make(of(Zero3, engine=mutants.HoldsWeights), weights="bfloat16", hold_weights=False)
+    found["zero3 HoldsWeights"] = verdict(check_bytes, rounded, 3)
     found["zero1 as zero2"] = verdict(check_bytes, make(Zero1), 2)
     found["zero2 as zero3"] = verdict(check_bytes, make(Zero2), 3)
     found["AllReduces"] = verdict(check_traffic, make(of(Zero2, wire=mutants.AllReduces)), 2)
@@ -128,6 +132,8 @@ def sizes(formats: tuple[str, ...] = ("float32", "bfloat16")) -> dict[str, str]:
             kind = make(stage, weights=weights)
             found[f"{stage.name} {weights} bytes"] = verdict(check_bytes, kind, stage.stage)
             found[f"{stage.name} {weights} traffic"] = verdict(check_traffic, kind, stage.stage)
+    if "bfloat16" in formats:
+        found["zero3 rounded anew"] = verdict(check_bytes, make(Zero3, weights="bfloat16", hold_weights=False), 3)
     return found
 
 
