@@ -16,13 +16,11 @@ The rows of `7.5b` are the formula of `labkit.parallel.zero_formula` for the pap
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labkit.bench.ranks import measured, ranks_here, row, together
 from labkit.bench.steps import rounded
 
 if TYPE_CHECKING:
@@ -68,7 +66,6 @@ _TIMES = ("step_ms", "tokens_per_s", "joules_per_step", "first_loss", "loss")
 _TRAFFIC = ("sent_mib", "predicted_sent_mib", "nvlink_mib")
 _COLUMNS = (*_SETTING, *_TIMES, *_MIB_A_RANK, *_TRAFFIC, "backend", "note")
 _SUMS = ("joules_per_step",)
-_SECONDS = 400.0  # that one launch may take
 
 
 @dataclass(frozen=True)
@@ -87,16 +84,16 @@ PLANS = {"tiny": Plan((("tiny", 4),), 32, "float32", (2,)), "small": _GPU, "full
 
 def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     """By formula, then each model on each number of ranks that this machine has devices for; not those `done`."""
-    import torch
+    from labkit.bench.zero_steps import measured as measure
 
     plan = PLANS["tiny" if scale.device == "cpu" else scale.name]
     if not done:
         yield from by_formula()
-    gpus = torch.cuda.device_count() if scale.device == "cuda" else max(plan.world_sizes)
     for name, share in plan.models:
-        for ranks in (n for n in plan.world_sizes if n <= gpus):
-            todo = [s for s in settings(plan, name, share, ranks) if not _is_in(s, done)]
-            yield from _launched(todo, scale.device)
+        for count in ranks_here(scale.device, plan.world_sizes, max(plan.world_sizes)):
+            todo = [s for s in settings(plan, name, share, count) if not _is_in(s, done)]
+            for setting, found, note in measured(measure, todo, count, scale.device):
+                yield row(_COLUMNS, setting, note=note, **(_together(setting, found) if found else {}))
 
 
 def settings(plan: Plan, name: str, share: int, ranks: int) -> list[Setting]:
@@ -112,7 +109,9 @@ def by_formula() -> Iterator[dict]:
     from labkit.parallel.zero_formula import bytes_per_rank, traffic_per_step
 
     for stage, method in enumerate(("ddp", "zero1", "zero2", "zero3")):
-        yield _row(
+        yield row(
+            _COLUMNS,
+            None,
             model="7.5b",
             method=method,
             world_size=64,
@@ -122,60 +121,12 @@ def by_formula() -> Iterator[dict]:
         )
 
 
-def _row(**found: Any) -> dict[str, Any]:
-    """All columns, None where nothing was found."""
-    return dict.fromkeys(_COLUMNS) | {"note": ""} | found
-
-
 def _is_in(setting: Setting, done: Sequence[dict]) -> bool:
     return any(asdict(setting).items() <= row.items() for row in done)
 
 
-def _launched(todo: list[Setting], device: str) -> Iterator[dict]:
-    """Rows of settings in order. One that fails ends its launch: its row has a note, and the next begins anew."""
-    from labkit.bench.zero_steps import run
-    from labkit.parallel.launch import RankError, launch
-
-    while todo:
-        note = ""
-        with tempfile.TemporaryDirectory() as folder:
-            found = str(Path(folder) / "found")
-            try:
-                launch(run, todo[0].world_size, todo, found, timeout_s=_SECONDS, device=device, show=False)
-            except RankError as error:
-                note = _first_line(error)
-            measured = _read(found, todo[0].world_size)
-        for setting, ranks in zip(todo, measured, strict=False):
-            yield _row(**asdict(setting), **_together(setting, ranks))
-        todo = todo[len(measured) :]
-        if todo and note:
-            yield _row(**asdict(todo[0]), note=note)
-            todo = todo[1:]
-
-
-def _first_line(error: Any) -> str:
-    lines = [line for line in str(error.traceback or error).strip().splitlines() if line.strip()]
-    return f"failed: {lines[-1].strip()[:200]}" if lines else "failed"
-
-
-def _read(found: str, ranks: int) -> list[list[dict]]:
-    """For each setting that all ranks finished, what each of them wrote."""
-    files = [Path(f"{found}.{rank}") for rank in range(ranks)]
-    if not all(file.is_file() for file in files):
-        return []
-    each = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files]
-    return [list(lines) for lines in zip(*each, strict=False)]
-
-
 def _together(setting: Setting, ranks: list[dict]) -> dict[str, Any]:
-    """One row of what ranks found: the larger of bytes and times, the sum of joules; the loss is the same on all."""
-    row: dict[str, Any] = {}
-    for name in ranks[0]:
-        if name in asdict(setting):
-            continue
-        values = [rank[name] for rank in ranks]
-        known = None not in values
-        row[name] = rounded((sum if name in _SUMS else max)(values), 4) if known else None
-    row["tokens_per_s"] = rounded(1e3 * setting.batch * setting.seq_len / row["step_ms"], 1)
-    row["backend"] = "gloo" if row["peak_allocated_mib"] is None else "nccl"
-    return row
+    """One row of what ranks found; the loss is the same on all."""
+    found = together(ranks, _SUMS)
+    speed = 1e3 * setting.batch * setting.seq_len / found["step_ms"]
+    return found | {"tokens_per_s": rounded(speed, 1)}

@@ -6,10 +6,7 @@ then steps which are timed from the beginning of one to the beginning of the nex
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labkit.bench.steps import configuration, median_ms
-from labkit.bench.workers import clear
 from labkit.energy import EnergyMeter
 from labkit.ledger import Ledger
 from labkit.parallel.ddp import DDP, NaiveDDP, TorchDDP
 from labkit.parallel.group import device
 from labkit.parallel.nvlink import SentOverNvlink
-from labkit.parallel.progress import report
 from labkit.parallel.zero import Zero1, Zero2, Zero3
 from labkit.parallel.zero_torch import TorchFsdp2, TorchZero1
 from labkit.tasks import Batch
@@ -31,7 +26,22 @@ from labkit.tasks import Batch
 WARM, TIMED = 3, 10
 MIB = 2**20
 STANDING = ("weights", "master_weights", "gradients", "optimizer_states")
-REPLICATED = {"ddp-naive": NaiveDDP, "ddp": DDP, "torch.ddp": TorchDDP, "torch.zero1": TorchZero1}
+
+
+class Silent(DDP):
+    """Data parallelism of which nothing is sent: what a step takes if communication costs nothing. Replicas part."""
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+
+REPLICATED: dict[str, Any] = {
+    "no-communication": Silent,
+    "ddp-naive": NaiveDDP,
+    "ddp": DDP,
+    "torch.ddp": TorchDDP,
+    "torch.zero1": TorchZero1,
+}
 SHARDED = {"zero1": Zero1, "zero2": Zero2, "zero3": Zero3, "torch.fsdp2": TorchFsdp2}
 
 
@@ -68,11 +78,11 @@ class RandomText:
 def make(setting: Setting) -> Any:
     """The method; all of them clip gradients at the norm 1."""
     common: dict[str, Any] = {"learning_rate": 1e-5, "max_grad_norm": 1.0}
+    for option in ("hold_weights", "reshard", "collective"):
+        if (value := getattr(setting, option, None)) is not None:
+            common[option] = value
     if setting.method in REPLICATED:
         return REPLICATED[setting.method](compute_dtype=setting.dtype, **common)
-    for option in ("hold_weights", "reshard"):
-        if getattr(setting, option) is not None:
-            common[option] = getattr(setting, option)
     return SHARDED[setting.method](weights=setting.dtype, **common)
 
 
@@ -94,18 +104,7 @@ def words(setting: Setting) -> Batch:
     return Batch(ids, torch.ones_like(ids), ids)
 
 
-def run(settings: list[Setting], found: str) -> None:
-    """In a rank: each setting in its turn, a line of JSON for each in the file `found` + rank as soon as it is done."""
-    for number, setting in enumerate(settings):
-        report(number, len(settings))
-        line = json.dumps(asdict(setting) | _measured(setting))
-        clear(device().type)
-        with Path(f"{found}.{dist.get_rank()}").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            os.fsync(file.fileno())
-
-
-def _measured(setting: Setting) -> dict[str, Any]:
+def measured(setting: Setting) -> dict[str, Any]:
     """Times and bytes of one method on this rank."""
     here, method, batch = device(), make(setting), words(setting)
     method.prepare(model(setting, here), RandomText(), WARM + TIMED + 1)
@@ -123,6 +122,7 @@ def _measured(setting: Setting) -> dict[str, Any]:
         step_ms = median_ms(lambda: losses.append(method.step(batch)), TIMED, here.type)
         joules, sent = energy.joules(), link.bytes()
         facts = {
+            "backend": dist.get_backend(),
             "step_ms": step_ms,
             "first_loss": float(losses[0]),
             "loss": float(losses[-1]),

@@ -11,9 +11,9 @@ Bytes on a rank, for P padded values (a multiple of N in each unit), b-byte weig
     3       b P/N     b P/N       4 P/N            8 P/N + 4 U
 
 fp32 weights are their own masters, in stages 1 and 2 as a stretch of the whole. Without `hold_weights` stage 3 has no
-16-bit weights of its own between steps: they are rounded from the masters for every gather. Beside these stand, for moments, the
-whole gradients on their way (two layers', or the root's twice) and in stage 3 the gathered weights (the root's and two
-layers'): `gathered_bytes` and `observed` tell them.
+16-bit weights of its own between steps: they are rounded from the masters for every gather. Beside these stand, for
+moments, the whole gradients on their way (two layers', or the root's twice) and in stage 3 the gathered weights (the
+root's and two layers'): `gathered_bytes` and `observed` tell them.
 
 What a rank sends (scalars apart): 2 b P (N-1)/N in stages 1 and 2, and in stage 3 another b (N-1)/N for every value in
 a layer, gathered once more for the backward pass; the root stays. That is 3 b P (N-1)/N less b P_root (N-1)/N.

@@ -9,6 +9,8 @@ import pytest
 
 from labkit.bench import record
 from labkit.bench import zero as bench
+from labkit.bench.ranks import measured
+from labkit.bench.zero_steps import measured as measure
 from labkit.scale import Scale
 
 PLAN = bench.Plan((("llama-4x64", 2),), 16, "float32", (2,))
@@ -54,6 +56,6 @@ def test_the_papers_figures_are_the_formulas(rows):
 def test_a_method_that_fails_leaves_a_note_and_the_next_goes_on(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     good = bench.settings(PLAN, "llama-4x64", 2, 2)[3]
-    found = list(bench._launched([replace(good, method="zero9"), good], "cpu"))
-    assert "zero9" in found[0]["note"] and found[0]["step_ms"] is None
-    assert found[1]["step_ms"] > 0 and not found[1]["note"]
+    (_, nothing, note), (_, found, fine) = measured(measure, [replace(good, method="zero9"), good], 2, "cpu")
+    assert "zero9" in note and not nothing
+    assert len(found) == 2 and found[0]["step_ms"] > 0 and not fine
