@@ -80,7 +80,8 @@ MUTANTS = {
     "reduce-all-around": _wrong(
         REDUCE, BOTH, "Adds whole tensors in a ring: N - 1 copies instead of 2 (N - 1) / N.", code=_TWICE),
     "reduce-one-step-more": _wrong(
-        REDUCE, BOTH, "N steps: right values, a chunk too many on the wire.", "range(n - 1)", "range(n if n > 1 else 0)"),
+        REDUCE, BOTH, "N steps: right values, a chunk too many on the wire.",
+        "range(n - 1)", "range(n if n > 1 else 0)"),
     "reduce-one-step-less": _wrong(
         REDUCE, BOTH, "N - 2 steps: a chunk is missing.", "range(n - 1)", "range(n - 2)"),
     "reduce-mean": _wrong(
