@@ -49,9 +49,8 @@ def ring_moments(world_size: int) -> list[Moment]:
     moments = [Moment(0, tuple(map(tuple, values)), None)]
     for step in range(1, 2 * (world_size - 1) + 1):
         adds = step < world_size
-        turn = step if adds else step - world_size
         # What a rank receives is what the one before it sends.
-        arrived = [(rank - 1 - turn) % world_size for rank in everyone]
+        arrived = [(rank - 1 - step) % world_size for rank in everyone]
         before = [row[:] for row in values]
         for rank, chunk in enumerate(arrived):
             came = before[(rank - 1) % world_size][chunk]
