@@ -24,6 +24,9 @@ from labkit.parallel.output import Silent, Terminal
 from labkit.parallel.stacks import Position
 
 
+pytestmark = pytest.mark.usefixtures("without_gpus")
+
+
 class Listening(Silent):
     def __init__(self):
         self.texts, self.bars, self.times = {}, [], []
@@ -116,8 +119,6 @@ import torch.distributed as dist
 import torch as t
 from math import sqrt as root
 from labkit.parallel.launch import launch
-
-pytestmark = pytest.mark.usefixtures("without_gpus")
 
 STEP = 4.0
 
