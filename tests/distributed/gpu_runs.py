@@ -25,7 +25,8 @@ def trained(method) -> tuple[list[float], list]:
     method.prepare(net.train(), checks.TASK, checks.STEPS)
     losses = [method.step(batch).item() for batch in checks.batches()]
     method.close()
-    return losses, [p.detach().float().cpu() for p in net.parameters()]
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in net.parameters()]  # FSDP2 leaves DTensors
+    return losses, [p.detach().float().cpu() for p in whole]
 
 
 def check_values(make, expected, atol: float) -> None:
