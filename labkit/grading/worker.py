@@ -62,13 +62,13 @@ def _branch(report: TextIO, head: dict[str, Any], jobs: list[Job]) -> list[Job]:
     changed, left = [job for job in jobs if job["codes"]], []
     same = [job for job in jobs if not job["codes"]]
     results: Results = {}
-    for _ in _own_cells(report, head, (same or jobs)[0], {}, results):
+    for _ in _own_cells(report, head, same or jobs, {}, results):
         pass
     for job in same:
         _send_results(report, job, [label for label, _ in head["cells"]], results)
         _send(report, job["variant"], "", event="done")
     namespace: dict[str, Any] = {}
-    for place, (label, _) in enumerate(_own_cells(report, head, jobs[0], namespace, results) if changed else ()):
+    for place, (label, _) in enumerate(_own_cells(report, head, changed, namespace, results) if changed else ()):
         for job in [job for job in changed if label in job["codes"]]:
             changed.remove(job)
             if _is_alone():
@@ -81,14 +81,14 @@ def _branch(report: TextIO, head: dict[str, Any], jobs: list[Job]) -> list[Job]:
 
 
 def _own_cells(
-    report: TextIO, head: dict[str, Any], job: Job, namespace: dict[str, Any], results: Results
+    report: TextIO, head: dict[str, Any], waiting: list[Job], namespace: dict[str, Any], results: Results
 ) -> Iterator[list[str]]:
-    """Give each of the lab's own cells, and run it afterwards; `job` bears its time."""
+    """Give each of the lab's own cells, and run it afterwards; the first job that still waits answers for it."""
     _reset()
     namespace["__name__"] = "__main__"
     for label, code in head["cells"]:
         yield [label, code]
-        _send(report, job["variant"], label, event="start")
+        _send(report, waiting[0]["variant"], label, event="start")
         results[label] = _run(label, code, namespace, head["graded"].get(label))
 
 

@@ -75,6 +75,15 @@ def test_a_dying_process_costs_only_its_answer(lab):
     assert scores["reference"].points == 3
 
 
+def test_a_lab_that_dies_when_it_runs_again_costs_those_that_still_wait(tmp_path):
+    notebook = small_lab()
+    marker = f"__import__('pathlib').Path({str(tmp_path / 'marker')!r})"
+    notebook.cells[0].source = f"import os\n{marker}.exists() and os._exit(3)\n{marker}.touch()"
+    scores = grade_all(Lab.from_notebook(notebook), {"reference": {}, "one": {EX: "return 1"}, "two": {EX: "return 2"}})
+    assert [score.points for score in scores.values()] == [3, 0, 0]
+    assert all("exit code 3" in scores[name].errors["cell-0"] for name in ("one", "two"))
+
+
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are POSIX")
 def test_processes_that_an_answer_starts_end_with_it(lab, tmp_path):
     pid_file = tmp_path / "pid"
