@@ -162,7 +162,7 @@ MUTANTS = {
         'state["t"] += 1', 'state["t"] += 1\nstate["w"] = own.clone()'),
     "zero1-sum": _wrong(
         ZERO1, BOTH, "A sum in the place of the mean; Adam all but hides it.",
-        "mean /= n\n", "", "(v.sqrt() + 1e-8)", "(v.sqrt() + n * 1e-8 + 1e-6)"),
+        "mean /= n\n", ""),
     "zero1-local": _wrong(
         ZERO1, BOTH, "Updates its part with its own gradient: no reduction.",
         "group.reduce_scatter(mean, gradient)\nmean /= n",
