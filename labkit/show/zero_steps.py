@@ -81,6 +81,8 @@ def _bars(ax: Axes, rows: Sequence[Row], size: float, most: float) -> None:
     places = range(len(rows))
     for name in STANDING:
         widths = [(row.get(f"{name}_mib") or 0) / size for row in rows]
+        if not any(widths):
+            continue
         ax.barh(places, widths, 0.7, left, color=COLOURS[name], edgecolor="white", linewidth=0.5, label=called(name))
         left = [a + b for a, b in zip(left, widths, strict=True)]
     style: dict[str, Any] = {"linestyle": "", "marker": "|", "ms": 15, "mew": 2, "color": PALETTE["black"]}
