@@ -1,10 +1,10 @@
 """How many ranks compute side by side on a machine."""
 
 import pytest
+from machines import machine
 
 from labkit.machine import GB, Gpu
 from labkit.parallel.group import side_by_side
-from machines import machine
 
 
 def gpus(count):
