@@ -41,7 +41,7 @@ def measured(
             try:
                 launch(_in_rank, world_size, measure, todo, place, timeout_s=_SECONDS, device=device, show=False)
             except RankError as error:
-                note = _last_line(error)
+                note = f"failed: {error.cause[:300]}"
             found = _read(place, world_size)
         for setting, ranks in zip(todo, found, strict=False):
             yield setting, ranks, ""
@@ -67,6 +67,7 @@ def _in_rank(measure: Callable[[Setting], dict], settings: list[Setting], place:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+        dist.barrier()  # or a rank that fails in the next setting would end others that have yet to write this one
 
 
 def _read(place: str, ranks: int) -> list[list[dict]]:
@@ -76,11 +77,6 @@ def _read(place: str, ranks: int) -> list[list[dict]]:
         return []
     each = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files]
     return [list(lines) for lines in zip(*each, strict=False)]
-
-
-def _last_line(error: Any) -> str:
-    lines = [line for line in str(error.traceback or error).strip().splitlines() if line.strip()]
-    return f"failed: {lines[-1].strip()[:200]}" if lines else "failed"
 
 
 def together(ranks: list[dict], sums: Sequence[str] = ()) -> dict[str, Any]:

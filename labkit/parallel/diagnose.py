@@ -29,7 +29,11 @@ _PHASES = {
 
 @dataclass
 class Report:
-    """What the launch tells: `rank` is None where no single rank is to blame; `met` is False where no group began."""
+    """What the launch tells.
+
+    `rank` is None where no single rank is to blame; `met` is False where no group began; `missing` are the ranks that
+    are in no collective.
+    """
 
     ok: bool = True
     rank: int | None = None
@@ -38,6 +42,7 @@ class Report:
     traceback: str = ""
     others: dict[int, str] = field(default_factory=dict)
     met: bool = True
+    missing: list[int] = field(default_factory=list)
 
 
 def failed(folder: Folder, ranks: int, deaths: dict[int, tuple[float, int]]) -> Report:
@@ -137,6 +142,7 @@ def hanging(folder: Folder, ranks: int, why: str) -> Report:
     rank = next(iter([*missing, *places]), None)
     report = Report(False, rank, remedy="Let every rank reach the same collectives.")
     report.met = bool(done) or not waits or any(what != "init_process_group" for what in waits.values())
+    report.missing = missing
     report.others = {rank: spot.stack for rank, spot in places.items()}
     if report.rank is not None:
         report.traceback = report.others.pop(report.rank)

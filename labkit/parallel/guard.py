@@ -3,7 +3,8 @@
 torch elastic notices that a rank ended, and ends the others. It does not notice a notebook that died, has no limit of
 time, and keeps of a failure one exit status. A hang it leaves to the collectives' own timeouts, half an hour later.
 Here a group counts as hanging when no rank, nor anything it started, has used the CPU for a while and at least one
-waits in a collective that not all are in. Ranks on GPUs spin while they wait, and end by the limit of time.
+waits in a collective that not all are in. Ranks on GPUs spin while they wait: a group hangs, too, when some ranks have
+stood still for a while, all others are in a collective, and those that stand still are not.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class Guard(threading.Thread):
         self._processes: dict[int | None, BaseProcess] = {}
         self.deaths: dict[int, tuple[float, int]] = {}
         self._give_up: float | None = None
-        self._worked, self._since = 0.0, time.monotonic()
-        self._next_look = 0.0
+        self._worked: dict[int, float] = {}
+        self._since: dict[int, float] = {}  # when each rank was last seen to work
+        self._next_look = self._next_question = 0.0
         self._ending = threading.Lock()
 
     def run(self) -> None:
@@ -139,16 +141,23 @@ class Guard(threading.Thread):
         return bool(self._folder.read_text(self._folder.of(rank, "stack"))) and self._folder.of(rank, "trace").exists()
 
     def _look_for_stall(self, now: float) -> None:
+        living = self._living()
         if len(self._pids) < self._ranks or self._ranks == 1 or self._give_up is not None:
-            self._since = now
+            self._since = dict.fromkeys(living, now)
             return
-        worked = sum(map(seconds_of_work, self._living().values()))
-        # Waiting itself takes a little, which adds up.
-        if worked - self._worked > _IDLE * max(1.0, now - self._since):
-            self._worked, self._since = worked, now
-        elif now - self._since > self._stall_s:
-            self._since = now
-            self._ask_where()
-            report = diagnose.hanging(self._folder, self._ranks, f"since nothing moved for {self._stall_s:g} s")
-            if "wait" in report.cause or "differ" in report.cause:
-                self.end(lambda: report)
+        for rank, pid in living.items():
+            worked = seconds_of_work(pid)
+            # Waiting itself takes a little, which adds up.
+            if worked - self._worked.get(rank, 0.0) > _IDLE * max(1.0, now - self._since.get(rank, now)) / len(living):
+                self._worked[rank], self._since[rank] = worked, now
+        still = [rank for rank in living if now - self._since.setdefault(rank, now) > self._stall_s]
+        if not still or now < self._next_question:
+            return
+        self._next_question = now + self._stall_s / 2
+        self._ask_where()
+        report = diagnose.hanging(self._folder, self._ranks, f"since nothing moved for {self._stall_s:g} s")
+        all_still = len(still) == len(living)
+        if (all_still and ("wait" in report.cause or "differ" in report.cause)) or (
+            not all_still and report.missing and set(report.missing) <= set(still)
+        ):
+            self.end(lambda: report)

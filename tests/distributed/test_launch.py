@@ -23,6 +23,8 @@ from labkit.parallel.launch import launch
 from labkit.parallel.output import Silent, Terminal
 from labkit.parallel.stacks import Position
 
+pytestmark = pytest.mark.usefixtures("without_gpus")
+
 
 class Listening(Silent):
     def __init__(self):
@@ -116,8 +118,6 @@ import torch.distributed as dist
 import torch as t
 from math import sqrt as root
 from labkit.parallel.launch import launch
-
-pytestmark = pytest.mark.usefixtures("without_gpus")
 
 STEP = 4.0
 

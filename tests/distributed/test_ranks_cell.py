@@ -14,10 +14,11 @@ from notebook import Kernel
 from labkit.commands.execute import execute
 from labkit.commands.settle import settle
 
+pytestmark = pytest.mark.usefixtures("without_gpus")
+
 WORK = """%%ranks 2 --send folder
 import os, pathlib, time
 
-pytestmark = pytest.mark.usefixtures("without_gpus")
 pathlib.Path(folder, str(rank)).write_text(str(os.getpid()))
 while True:
     dist.all_reduce(torch.ones(2))
