@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from labkit.bench.ranks import settle
 from labkit.bench.steps import median_ms
 from labkit.bench.zero_steps import MIB, Setting
 from labkit.parallel import collectives
@@ -97,9 +98,7 @@ def measured(setting: Payload) -> dict[str, Any]:
     for _ in range(WARM):
         run(tensor, Traffic())
     times = max(FEWEST, min(MOST, _MANY_BYTES // (count * dtype.itemsize)))
-    dist.barrier()
-    if here.type == "cuda":
-        torch.cuda.synchronize()
+    settle(here)
     link = SentOverNvlink(here)
     step_ms = median_ms(lambda: run(tensor, Traffic()), times, here.type)
     sent = link.bytes()
