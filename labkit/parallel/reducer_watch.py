@@ -66,7 +66,11 @@ class _HostClock:
         return time.perf_counter()
 
     def when_done(self, wait: Callable[[], object], note: Callable[[Any], None]) -> Callable[[], object]:
-        return self._waits.submit(lambda: (wait(), note(self.mark()))).result
+        def to_the_end() -> None:
+            wait()
+            note(self.mark())
+
+        return self._waits.submit(to_the_end).result
 
     def ms(self, mark: float) -> float:
         return 1e3 * (mark - self.start)
