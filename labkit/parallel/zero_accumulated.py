@@ -10,6 +10,7 @@ the parts, in the gradients' format. Stage 3 gathers the weights for every micro
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from labkit.errors import LabError
+from labkit.ledger import Ledger
 from labkit.memory.accumulation import counted, micro_batches, shares
 from labkit.parallel.zero import Zero
 from labkit.parallel.zero_formula import traffic_per_step
@@ -44,25 +46,42 @@ class AccumulatedZero(Zero):
 
     def step(self, batch: Batch) -> Float[Tensor, ""]:
         """Forward, backward and what the stage has to reduce for each micro-batch, then one update; the global loss."""
+        return self._updated(self._accumulated(batch, measured=False)[0])
+
+    def measured_step(self, batch: Batch, ledger: Ledger) -> Float[Tensor, ""]:
+        """The same step with this rank's bytes counted; activations are those of the largest micro-batch."""
+        total, activations = self._accumulated(batch, measured=True)
+        gradients = self.measured_gradients()
+        mean = self._updated(total)
+        ledger.measured = {**self.measured_standing(), "gradients": gradients, "activations": activations}
+        return mean
+
+    def _updated(self, total: Tensor) -> Float[Tensor, ""]:
+        mean = self._scalars(total)
+        self._optimizer.step()
+        self._schedule.step()
+        return mean
+
+    def _accumulated(self, batch: Batch, measured: bool) -> tuple[Tensor, int]:
+        """This rank's share of the loss, and the most bytes that a micro-batch saved for its backward pass."""
         parts = [part for part in micro_batches(batch, self.micro_batch_size) if counted(part.labels)]
-        self._parts, engine = len(parts), self.engine
+        self._parts, largest, engine = len(parts), 0, self.engine
         sent, total, kept = Counter[str](), torch.zeros((), device=self._device), None
         for place, (part, share) in enumerate(zip(parts, shares([counted(p.labels) for p in parts]), strict=True)):
-            loss = self._share_loss(part) * share
-            engine.paused = self.stage == 1 and place < len(parts) - 1
+            with self._saved() if measured else nullcontext({"activations": 0}) as saved:
+                loss = self._share_loss(part) * share
+            largest, last = max(largest, saved["activations"]), place == len(parts) - 1
+            engine.paused = self.stage == 1 and not last
             if engine.paused:
                 with self.computing():
                     loss.backward()
             else:
                 self._backward(loss)
-                kept = self._added(kept, last=place == len(parts) - 1)
+                kept = self._added(kept, last)
             total += loss.detach()
             sent.update(engine.wire.sent)
         engine.wire.sent = dict(sent)
-        mean = self._scalars(total)
-        self._optimizer.step()
-        self._schedule.step()
-        return mean
+        return total, largest
 
     @torch.no_grad()
     def _added(self, kept: list[Tensor] | None, last: bool) -> list[Tensor]:

@@ -10,6 +10,7 @@ from zero_checks import STEPS, TASK, verdict
 from zero_runs import STAGES, make
 
 from labkit.errors import LabError
+from labkit.ledger import Ledger
 from labkit.parallel.zero import Zero2, Zero3
 from labkit.parallel.zero_accumulated import AccumulatedZero
 from labkit.parallel.zero_engine import ZeroEngine
@@ -77,7 +78,10 @@ def accumulated(stage: int, size: int, micro: int):
     share_loss = method._share_loss
     method._share_loss = lambda part: (waiting.append(method.engine.gradient_bytes()), share_loss(part))[1]
     method.prepare(net.train(), TASK, STEPS)
-    losses = [method.step(batch).item() for batch in checks.batches(size)]
+    ledger = Ledger(predicted=method.predicted_bytes())
+    losses = [method.measured_step(batch, ledger).item() for batch in checks.batches(size)]
+    wrong = {name: bytes_ for name, bytes_ in ledger.predicted.items() if ledger.measured[name] != bytes_}
+    assert not wrong, f"measured {ledger.measured}, predicted {ledger.predicted}"
     sent = method.observed()["all_gather_bytes"] + method.observed()["reduce_scatter_bytes"]
     assert sent == method.predicted_traffic(), f"{sent} bytes sent, {method.predicted_traffic()} by formula"
     layers = sum(unit.padded for unit in method.engine.layers)
