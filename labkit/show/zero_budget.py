@@ -40,7 +40,8 @@ def budget_figure(budgets: Budgets, wholes: Mapping[int, int]) -> Figure:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     for place, (end, (depth, _)) in enumerate(zip(left, budgets, strict=True)):
         ax.text(end + 0.01 * max(left), place, number(end), va="center", fontsize="small")
-        ax.plot([wholes[depth] / size] * 2, [place - 0.42, place + 0.42], color=PALETTE["black"], label=_once(place))
+        line: dict[str, Any] = {"color": PALETTE["black"], "linestyle": "-", "label": _once(place)}
+        ax.plot([wholes[depth] / size] * 2, [place - 0.42, place + 0.42], **line)
     ax.set(xlabel=f"most bytes of a step on one rank ({unit})", ylim=(len(budgets) - 0.5, -0.5))
     ax.grid(False, axis="y")
     ax.set_title(_title(budgets, wholes), fontsize="small")
@@ -57,7 +58,7 @@ def _title(budgets: Budgets, wholes: Mapping[int, int]) -> str:
         ((key, b) for key, b in budgets.items() if key[0] == max(wholes)), key=lambda pair: pair[1].total
     )
     share = 100 * least.total / wholes[depth]
-    return f"{method} computes {depth} layers in {amount(least.total)}, {share:.0f} % of the unsharded model's bytes"
+    return f"{depth} layers in {amount(least.total)} ({method}),\n{share:.0f} % of the unsharded model's bytes"
 
 
 def budget_words(budgets: Budgets, wholes: Mapping[int, int]) -> str:
@@ -66,7 +67,8 @@ def budget_words(budgets: Budgets, wholes: Mapping[int, int]) -> str:
     for (depth, method), budget in budgets.items():
         sizes = ", ".join(f"{told} {amount(getattr(budget, part))}" for part, (told, _) in PARTS.items())
         each.append(f"{method}, {depth} layers: {sizes}, in all {amount(budget.total)} (whole {amount(wholes[depth])})")
-    return f"Stacked bars of the most bytes of a step. {_title(budgets, wholes)}. {'; '.join(each)}."
+    told = " ".join(_title(budgets, wholes).split())
+    return f"Stacked bars of the most bytes of a step. {told}. {'; '.join(each)}."
 
 
 def recorded_rows(rows: Sequence[Mapping[str, Any]], label: Any) -> list[dict[str, Any]]:

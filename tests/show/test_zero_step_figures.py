@@ -92,7 +92,7 @@ def test_gradients_are_drawn_where_they_arrive_or_leave():
 BUDGETS = {
     (4, "zero1"): Budget(32 * MIB, 0, 8 * MIB, 8 * MIB),
     (8, "zero1"): Budget(64 * MIB, 0, 16 * MIB, 16 * MIB),
-    (8, "zero3"): Budget(16 * MIB, 4 * MIB, 2 * MIB, 10 * MIB),
+    (8, "zero3, no prefetch"): Budget(16 * MIB, 4 * MIB, 2 * MIB, 10 * MIB),
 }
 
 
@@ -104,7 +104,7 @@ def test_budgets_are_drawn_as_sums():
     ]
     assert ends == pytest.approx([48, 96, 32])
     assert [line.get_xdata()[0] for line in ax.lines] == [64, 128, 128]
-    told = "zero3 computes 8 layers in 32 MiB, 25 % of the unsharded model's bytes"
+    told = "8 layers in 32 MiB (zero3, no prefetch),\n25 % of the unsharded model's bytes"
     assert ax.get_title(loc="left") == told
     assert "zero1, 4 layers: shards and replicas that stand 32 MiB" in zero_budget.budget_words(
         BUDGETS, {8: 128 * MIB, 4: 64 * MIB}
