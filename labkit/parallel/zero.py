@@ -57,6 +57,7 @@ class Zero(FullFineTuning):
         max_grad_norm: as in the other methods, over all ranks; None for no clipping, and no norm.
         hold_weights: in stage 3, keep this rank's part of 16-bit weights beside its fp32 masters, as the paper does;
             else round it from them whenever it is gathered, and save b P/N bytes, as FSDP2 does.
+        prefetch: in stage 3, gather the next layer's weights while one computes.
 
     Raises:
         UnknownNameError: for a dtype that is not there.
@@ -66,6 +67,7 @@ class Zero(FullFineTuning):
     weights: str = "float32"
     max_grad_norm: float | None = 1.0  # type: ignore[assignment]
     hold_weights: bool = True
+    prefetch: bool = True
     name: str = "zero"
 
     def __post_init__(self) -> None:
@@ -86,7 +88,8 @@ class Zero(FullFineTuning):
         return self._make_optimizer(self.learning_rate, self.weight_decay)
 
     def _make_engine(self) -> ZeroEngine:
-        return ZeroEngine(self._whole, self.stage, getattr(torch, self.weights), self._device, self.hold_weights)
+        given = self._whole, self.stage, getattr(torch, self.weights), self._device
+        return ZeroEngine(*given, self.hold_weights, self.prefetch)
 
     def _make_optimizer(self, lr: float, weight_decay: float) -> ShardedAdamW:
         return ShardedAdamW(self.engine, lr, weight_decay=weight_decay)
@@ -204,11 +207,14 @@ class Zero(FullFineTuning):
         return found if size == 4 else {**found, "master_weights": 4 * padded // world}
 
     def gathered_bytes(self) -> int:
-        """Most bytes of gathered weights at once, by formula: the root and two layers; 0 before stage 3."""
+        """Most bytes of gathered weights at once, by formula: the root and two layers, or one without prefetch.
+
+        0 before stage 3, which gathers no more than a rank has.
+        """
         if self.stage < 3:
             return 0
         layers = [unit.padded for unit in self.engine.layers]
-        pairs = (sum(layers[i : i + 2]) for i in range(len(layers)))
+        pairs = (sum(layers[i : i + 1 + self.prefetch]) for i in range(len(layers)))
         return getattr(torch, self.weights).itemsize * (self.engine.root.padded + max(pairs))
 
     def predicted_traffic(self) -> int:

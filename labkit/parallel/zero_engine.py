@@ -49,16 +49,25 @@ class ZeroEngine:
         stage: 1, 2 or 3.
         dtype: of weights and gradients, float32 or bfloat16.
         device: where the shards live; the model may still be elsewhere.
+        hold_weights: see `labkit.parallel.zero.Zero`.
+        prefetch: gather the next layer while one computes (stage 3); else when it is needed, and compute waits.
 
     Attributes:
         units: root and layers.
+        paused: gradients stay on their parameters, where autograd adds them up, until a backward pass without it.
         wire: the collectives, with the bytes sent.
         peak_gathered: most bytes of weights that were gathered at once since `begin` (stage 3).
         peak_in_flight: most bytes of whole gradients that were there at once since `begin`.
     """
 
     def __init__(
-        self, model: nn.Module, stage: int, dtype: torch.dtype, device: torch.device, hold_weights: bool = True
+        self,
+        model: nn.Module,
+        stage: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        hold_weights: bool = True,
+        prefetch: bool = True,
     ):
         if stage not in (1, 2, 3):
             raise LabError(f"ZeRO has no stage {stage!r} that shards.", "Give 1, 2 or 3.")
@@ -68,6 +77,7 @@ class ZeroEngine:
             buffer.data = buffer.data.to(device)
         self.units = [Unit(name, parameters, self.wire, dtype, stage == 3, hold_weights) for name, parameters in named]
         self.root, self.layers = self.units[0], self.units[1:]
+        self.prefetch, self.paused = prefetch, False
         self._held: tuple[Any, Tensor] | None = None
         self._gathered = 0
         self._hooks: list[Any] = []
@@ -96,7 +106,7 @@ class ZeroEngine:
 
     def _arrived(self, unit: Unit, slot: Slot) -> Callable[[Tensor], None]:
         def hook(_: Tensor) -> None:
-            if unit.collect([slot]):
+            if not self.paused and unit.collect([slot]):
                 self._reduce(unit)
 
         return hook
@@ -104,7 +114,7 @@ class ZeroEngine:
     def _enters(self, number: int) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             self._ready(self.layers[number])
-            if not _in_backward() and number + 1 < len(self.layers):
+            if self.prefetch and not _in_backward() and number + 1 < len(self.layers):
                 self._fetch(self.layers[number + 1])
 
         return hook
@@ -130,7 +140,7 @@ class ZeroEngine:
         def hook(_: Tensor) -> None:
             if number < len(self.layers):
                 self._ready(self.layers[number])
-            if number:
+            if self.prefetch and number:
                 self._fetch(self.layers[number - 1])
 
         for leaf in pytree.tree_leaves(output):
@@ -181,6 +191,13 @@ class ZeroEngine:
         whole = [u.whole_gradient for u in self.units if u.whole_gradient is not None]
         held = [self._held[1]] if self._held else []
         return storage_bytes([*alone, *whole, *held])
+
+    def gradient_bytes(self) -> int:
+        """Bytes of all gradients at this moment, whole ones and reduced parts."""
+        alone = [slot.parameter.grad for unit in self.units for slot in unit.slots]
+        own = [t for unit in self.units for t in (unit.whole_gradient, unit.gradient)]
+        held = [self._held[1]] if self._held else []
+        return storage_bytes(t for t in (*alone, *own, *held) if t is not None)
 
     def _note_gradients(self) -> None:
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight_bytes())

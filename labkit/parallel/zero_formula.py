@@ -14,7 +14,9 @@ V (N-1)/N each, and an all-reduce is the one after the other. With b-byte weight
     stages 1, 2     reduce-scatter gradients, all-gather weights       2 b Ψ (N-1)/N
     stage 3         all-gather weights twice, reduce-scatter           3 b Ψ (N-1)/N
 
-Weights that stay gathered from the forward to the backward pass are gathered once only: 3 b Ψ - b Ψ_kept. The lecture
+Weights that stay gathered from the forward to the backward pass are gathered once only: 3 b Ψ - b Ψ_kept. Of M
+micro-batches whose gradients are added up, stages 0 and 1, which have whole gradients, send once. Stage 2 reduces every
+one of them, M + 1 copies in all; stage 3 gathers for each as well, M (3 b Ψ - b Ψ_kept). The lecture
 gives 2 bytes a parameter for data parallelism; that is the gradient's size. A rank sends nearly twice as much, since
 what it has sent away to be summed must come back. (Its table ends at stage 2; stage 3 is the paper's 1.9 GB.)
 """
@@ -75,16 +77,23 @@ def traffic_per_step(
     weight_bytes: float = 2,
     gradient_bytes: float = 2,
     kept: float = 0,
+    micro_batches: int = 1,
 ) -> float:
     """Bytes that one rank sends in a step, scalars (loss and norm) apart.
 
     Args:
         stage, params, world_size, weight_bytes, gradient_bytes: as in `bytes_by_category`.
         kept: parameters which stage 3 leaves gathered between forward and backward.
+        micro_batches: M, whose gradients are added up.
 
     Raises:
         LabError: for another stage or world size.
     """
     _check(stage, world_size)
-    moved = {0: 2 * gradient_bytes * params, 3: (2 * weight_bytes + gradient_bytes) * params - weight_bytes * kept}
-    return moved.get(stage, (weight_bytes + gradient_bytes) * params) * (world_size - 1) / world_size
+    moved = {
+        0: 2 * gradient_bytes * params,
+        1: (weight_bytes + gradient_bytes) * params,
+        2: (weight_bytes + micro_batches * gradient_bytes) * params,
+        3: micro_batches * ((2 * weight_bytes + gradient_bytes) * params - weight_bytes * kept),
+    }
+    return moved[stage] * (world_size - 1) / world_size

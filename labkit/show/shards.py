@@ -147,7 +147,9 @@ def _row(ax: Axes, shards: ShardMap, rank: int, left: float, size: int, colour: 
         hatch: dict[str, Any] = {"facecolors": "white", "edgecolor": colour, "hatch": "////", "linewidth": 0}
         ax.broken_barh([(left + each * begin, each * (held[1] - begin))], (rank + 0.1, 0.8), **hatch)
     for _, begin, _ in shards.places()[1:]:
-        ax.plot([left + each * begin] * 2, [rank + 0.1, rank + 0.9], color="white", linewidth=0.7)
+        if held[0] < begin < held[1]:
+            edge = [left + each * begin] * 2
+            ax.plot(edge, [rank + 0.1, rank + 0.9], color="white", linewidth=0.7, linestyle="-")
     ax.broken_barh([(left, size)], (rank + 0.1, 0.8), **frame)
     if sharded and shards.world_size <= 4 and size >= 4 and last >= held[1]:
         middle = left + each * (held[0] + held[1]) / 2

@@ -1,5 +1,7 @@
 """Figures of lesson 07: bytes of a rank by method, measured on their formula, and what is there in the midst of a step.
 
+What a step needs at once is in `labkit.show.zero_budget`.
+
 Rows are those of the reference table `zero`; `row_of` makes one of a learner's own ledger.
 """
 
@@ -35,7 +37,7 @@ def row_of(method: str, world_size: int, measured: Mapping[str, int], predicted:
 
 
 def bytes_figure(rows: Sequence[Row]) -> Figure:
-    """Stacked bars of what stands on a rank by method, a mark where the formula puts the sum; times where they are.
+    """Stacked bars of what stands on a rank by method, and a mark where the formula puts the sum.
 
     Args:
         rows: of one model; a panel for each world size. Rows that were not measured are left out.
@@ -44,7 +46,7 @@ def bytes_figure(rows: Sequence[Row]) -> Figure:
 
     panels = _by_world_size(rows)
     deep = [len(mine) for mine in panels.values()]
-    tall = 1.2 + 0.3 * sum(deep) + 0.4 * len(deep)
+    tall = 1.2 + 0.3 * sum(deep) + 0.55 * len(deep)
     grid: dict[str, Any] = {"sharex": True, "squeeze": False, "height_ratios": deep}
     fig, axes = plt.subplots(len(panels), 1, figsize=(7.2, tall), **grid)
     most = max(row["measured_mib"] for mine in panels.values() for row in mine)
@@ -52,7 +54,7 @@ def bytes_figure(rows: Sequence[Row]) -> Figure:
     for ax, (world_size, mine) in zip(axes[:, 0], panels.items(), strict=True):
         _bars(ax, mine, size, most / size)
         ax.set_title(_bytes_title(world_size, mine), fontsize="small")
-    axes[-1, 0].set(xlabel=f"standing on one rank ({unit})", xlim=(0, 1.22 * most / size))
+    axes[-1, 0].set(xlabel=f"standing on one rank ({unit})", xlim=(0, 1.12 * most / size))
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small")
     return fig
@@ -87,9 +89,8 @@ def _bars(ax: Axes, rows: Sequence[Row], size: float, most: float) -> None:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     style: dict[str, Any] = {"linestyle": "", "marker": "|", "ms": 15, "mew": 2, "color": PALETTE["black"]}
     ax.plot([row["predicted_mib"] / size for row in rows], places, label="formula", **style)
-    for place, (row, end) in enumerate(zip(rows, left, strict=True)):
-        time = f", {number(row['step_ms'])} ms" if row.get("step_ms") else ""
-        ax.text(end + 0.015 * most, place, f"{number(end)}{time}", va="center", fontsize="small")
+    for place, end in enumerate(left):
+        ax.text(end + 0.015 * most, place, number(end), va="center", fontsize="small")
     ax.set_yticks(places, [label(row) for row in rows], fontsize="small")
     ax.set(ylim=(len(rows) - 0.5, -0.5))
     ax.grid(False, axis="y")
@@ -98,38 +99,62 @@ def _bars(ax: Axes, rows: Sequence[Row], size: float, most: float) -> None:
 
 def _bytes_title(world_size: int, rows: Sequence[Row]) -> str:
     least, most = (f(rows, key=lambda row: row["measured_mib"]) for f in (min, max))
-    off = max(abs(row["measured_mib"] / row["predicted_mib"] - 1) for row in rows)
     share = 100 * least["measured_mib"] / most["measured_mib"]
-    told = f"{world_size} ranks: {least['method']} holds {share:.0f} % of {most['method']}"
-    return f"{told}; formula within {100 * off:.2g} %"
+    part = f"{share:.0f} % of {label(most)}" if len(rows) > 1 else amount(MIB * most["measured_mib"])
+    told = f"{label(least)} holds {part}; {_agreement(rows)}"
+    row, ranks = rows[0], f"{world_size} ranks"
+    if not row.get("model"):
+        return f"{ranks}: {told}"
+    return f"{row['model']}, {row['batch']} × {row['seq_len']} tokens, {ranks}:\n{told}"
+
+
+def _agreement(rows: Sequence[Row]) -> str:
+    """How far the formula is from what was measured. Recorded rows, which name a model, have four decimals of a MiB."""
+    apart = max(abs(row["measured_mib"] - row["predicted_mib"]) for row in rows)
+    if apart < 0.5 / MIB and not rows[0].get("model"):
+        return "formula right to the byte"
+    if apart < 1e-3:
+        return "formula right to 0.001 MiB"
+    off = max(abs(row["measured_mib"] / row["predicted_mib"] - 1) for row in rows)
+    return f"formula up to {100 * off:.2g} % off"
 
 
 def bytes_words(rows: Sequence[Row]) -> str:
-    """Each method's sum, measured and by formula, and its time where there is one."""
+    """Each method's sum, measured and by formula."""
     told = []
     for world_size, mine in _by_world_size(rows).items():
-        each = []
-        for row in mine:
-            time = f", {number(row['step_ms'])} ms a step" if row.get("step_ms") else ""
-            sizes = f"{amount(MIB * row['measured_mib'])} (formula {amount(MIB * row['predicted_mib'])})"
-            each.append(f"{label(row)} {sizes}{time}")
-        told.append(f"{_bytes_title(world_size, mine)}: {'; '.join(each)}")
+        sums = [(label(row), amount(MIB * row["measured_mib"]), amount(MIB * row["predicted_mib"])) for row in mine]
+        each = "; ".join(f"{name} {found} (formula {wanted})" for name, found, wanted in sums)
+        told.append(f"{' '.join(_bytes_title(world_size, mine).split())}: {each}")
     return f"Stacked bars of the bytes that stand on one rank. {'. '.join(told)}."
 
 
 def gradients_figure(runs: Mapping[str, Looks]) -> Figure:
-    """Bytes of whole gradients on a rank as the backward pass goes on, a line for each stage."""
+    """Bytes of whole gradients on a rank as the backward pass goes on, a line for each stage; equal ones share one."""
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
-    for (name, looks), (colour, line) in zip(runs.items(), LINES, strict=False):
-        sizes = _in_backward(looks)
-        ax.step(range(len(sizes)), sizes, where="post", color=PALETTE[colour], linestyle=line, label=name)
-    ax.set(xlabel="events of the backward pass, from the last layer to the root", ylabel="whole gradients (MiB)")
+    for (names, sizes), (colour, line) in zip(_alike(runs), LINES, strict=False):
+        told = " and ".join(names) + " (equal)" * (len(names) > 1)
+        ax.step(range(len(sizes)), sizes, where="post", color=PALETTE[colour], linestyle=line, label=told)
+    ax.set(xlabel="one step right: a gradient arrives, or a unit is reduced", ylabel="whole gradients (MiB)")
     ax.set_ylim(0, None)
     ax.set_title(_gradients_title(runs))
     ax.legend(fontsize="small")
     return fig
+
+
+def _alike(runs: Mapping[str, Looks]) -> list[tuple[list[str], list[float]]]:
+    """The lines to draw, each with the names of all runs that have it."""
+    found: list[tuple[list[str], list[float]]] = []
+    for name, looks in runs.items():
+        sizes = _in_backward(looks)
+        same = next((names for names, other in found if other == sizes), None)
+        if same is None:
+            found.append(([name], sizes))
+        else:
+            same.append(name)
+    return found
 
 
 def _in_backward(looks: Looks) -> list[float]:
@@ -138,16 +163,16 @@ def _in_backward(looks: Looks) -> list[float]:
 
 
 def _gradients_title(runs: Mapping[str, Looks]) -> str:
-    each = [f"{name} {number(max(_in_backward(looks)))}" for name, looks in runs.items()]
-    return f"Most whole gradients at once, in MiB: {', '.join(each)}"
+    each = [f"{number(max(sizes))} in {' and '.join(names)}" for names, sizes in _alike(runs)]
+    return f"At most so many MiB of whole gradients at once: {', '.join(each)}"
 
 
 def gradients_words(runs: Mapping[str, Looks]) -> str:
     """Each run's peak and what is there at the end of the backward pass."""
     each = []
-    for name, looks in runs.items():
-        sizes = _in_backward(looks)
-        each.append(f"{name} rises to {number(max(sizes))} and ends with {number(sizes[-1])}")
+    for names, sizes in _alike(runs):
+        told = " and ".join(names)
+        each.append(f"{told}: at most {number(max(sizes))}, and {number(sizes[-1])} when the last unit is reduced")
     return f"Lines of whole gradients over the backward pass, in MiB. {'; '.join(each)}."
 
 
@@ -157,30 +182,35 @@ def gathered_figure(looks: Looks) -> Figure:
 
     units = _units(looks)
     tall = 0.3 + 0.2 * len(units)
-    fig, (lanes, size) = plt.subplots(2, 1, figsize=(7.2, tall + 2.2), sharex=True, height_ratios=(tall, 1))
-    for row, name in enumerate(units):
-        there = [(x, 1) for x, look in enumerate(looks) if name in look.gathered]
-        lanes.broken_barh(there, (row - 0.36, 0.72), facecolors=PALETTE["sky"])
-        needed = [x + 0.5 for x, look in enumerate(looks) if look.event == NEEDED and look.unit == name]
-        lanes.plot(
-            needed, [row] * len(needed), "o", ms=4, color=PALETTE["black"], label="needed now" if not row else None
-        )
-    lanes.set_yticks(range(len(units)), [name.removeprefix("model.") for name in units], fontsize="small")
-    lanes.set(ylim=(len(units) - 0.4, -0.6))
-    lanes.grid(False)
-    lanes.legend(fontsize="small", loc="lower right")
+    fig, (lanes, size) = plt.subplots(2, 1, figsize=(7.2, tall + 2.5), sharex=True, height_ratios=(tall, 1.2))
+    _lanes(lanes, looks, units)
     lanes.set_title(_gathered_title(looks))
     size.step(range(len(looks)), [look.gathered_bytes / MIB for look in looks], where="post", color=PALETTE["blue"])
-    size.set(xlabel="events of one step, in order", ylabel="gathered\n(MiB)", ylim=(0, None), xlim=(0, len(looks)))
+    size.set(xlabel="one step right: weights are gathered, needed or released, or a gradient arrives or is reduced")
+    size.set(ylabel="gathered\n(MiB)", ylim=(0, None), xlim=(0, len(looks)))
     turn = next((x for x, look in enumerate(looks) if look.phase != FORWARD), len(looks))
     end = next((x for x, look in enumerate(looks) if look.phase not in (FORWARD, BACKWARD)), len(looks))
     for ax in (lanes, size):
         for place in (turn, end):
-            ax.axvline(place, color=PALETTE["grey"], linewidth=1, linestyle="--")
-    low = {"va": "bottom", "fontsize": "small", "color": PALETTE["grey"]}
-    size.text(turn / 2, 0, "forward", ha="center", **low)
-    size.text((turn + end) / 2, 0, "backward", ha="center", **low)
+            ax.axvline(place, color=PALETTE["black"], linewidth=1, linestyle="--")
+    low: dict[str, Any] = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "fontsize": "small"}
+    size.annotate("end of forward", (turn, 0), **low)
+    size.annotate("end of backward", (end, 0), **low)
     return fig
+
+
+def _lanes(ax: Axes, looks: Looks, units: Sequence[str]) -> None:
+    """A row a unit: a bar while it is whole, a dot where it is needed."""
+    for row, name in enumerate(units):
+        there = [(x, 1) for x, look in enumerate(looks) if name in look.gathered]
+        whole, now = ("weights whole here", "needed now") if not row else (None, None)
+        ax.broken_barh(there, (row - 0.36, 0.72), facecolors=PALETTE["sky"], label=whole)
+        needed = [x + 0.5 for x, look in enumerate(looks) if look.event == NEEDED and look.unit == name]
+        ax.plot(needed, [row] * len(needed), "o", ms=4, color=PALETTE["black"], label=now)
+    ax.set_yticks(range(len(units)), [name.removeprefix("model.") for name in units], fontsize="small")
+    ax.set(ylim=(len(units) - 0.4, -0.6))
+    ax.grid(False)
+    ax.figure.legend(*ax.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=2)  # type: ignore[call-arg]
 
 
 def _units(looks: Looks) -> list[str]:
@@ -192,7 +222,8 @@ def _gathered_title(looks: Looks) -> str:
     peak = max(looks, key=lambda look: look.gathered_bytes)
     beside = len([name for name in peak.gathered if name != "root"])
     times = sum(bool(set(now.gathered) - set(before.gathered)) for before, now in pairwise(looks))
-    return f"{times + 1} gathers; at most the root and {beside} layers are whole: {amount(peak.gathered_bytes)}"
+    layers = f"{beside} layer{'s' * (beside != 1)}"
+    return f"{times + 1} gathers; never more than the root and {layers} at once: {amount(peak.gathered_bytes)}"
 
 
 def gathered_words(looks: Looks) -> str:
@@ -202,6 +233,5 @@ def gathered_words(looks: Looks) -> str:
         there = [name in look.gathered for look in looks]
         came = sum(now and not before for before, now in zip([False, *there], there, strict=False))
         each.append(f"{name} {came} time{'s' * (came != 1)}")
-    return (
-        f"Bars of the units that are gathered, over the events of a step. {_gathered_title(looks)}. {', '.join(each)}."
-    )
+    told = "Bars of the units whose weights are whole, over the events of a step"
+    return f"{told}. {_gathered_title(looks)}. {', '.join(each)}."

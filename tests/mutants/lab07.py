@@ -34,6 +34,19 @@ state["adam"].step()
 state["own"].grad = None
 weights.copy_(state["own"].detach())
 """
+# Moments of the part only; but the mean gradient is held as well from step to step.
+_KEEPS_GRAD = """
+n, size = group.world_size, weights.numel() // group.world_size
+own = weights[group.rank * size : (group.rank + 1) * size]
+if not state:
+    state["part"] = torch.nn.Parameter(own)
+    state["adam"] = torch.optim.Adam([state["part"]], lr=lr)
+mean = torch.empty_like(own)
+group.reduce_scatter(mean, gradient)
+state["part"].grad = mean / n
+state["adam"].step()
+group.all_gather(weights, state["part"].detach())
+"""
 _ELSEWHERE = """
 cache = my_zero1_step.__dict__.setdefault("cache", {})
 if not state:
@@ -72,6 +85,12 @@ for p in everything:
     p.register_post_accumulate_grad_hook(hook)
 return parts
 """
+_COUNTING = """\
+    arrived.append(p)
+        if len(arrived) < len(layer):
+            return
+        arrived.clear()
+"""
 _PLAIN = """
 n = group.world_size
 def gathered():
@@ -101,15 +120,15 @@ return checkpoint(lambda x: compute(Gather.apply(part, gathered, reduced), x), x
 # fmt: off
 MUTANTS = {
     "bytes-no-padding": _wrong(
-        BYTES, HIDDEN, "Divides without rounding up.", "-(-sum(sizes) // world_size)", "sum(sizes) // world_size"),
+        BYTES, BOTH, "Divides without rounding up.", "-(-sum(sizes) // world_size)", "sum(sizes) // world_size"),
     "bytes-padded-together": _wrong(
-        BYTES, HIDDEN, "Pads the whole model once, not each unit.",
+        BYTES, BOTH, "Pads the whole model once, not each unit.",
         "sum(-(-sum(sizes) // world_size) for sizes in units)", "-(-sum(map(sum, units)) // world_size)"),
     "bytes-whole-not-padded": _wrong(
-        BYTES, HIDDEN, "What stays whole has no padding.",
+        BYTES, BOTH, "What stays whole has no padding.",
         "part * world_size if stage else sum(sum(sizes) for sizes in units)", "sum(sum(sizes) for sizes in units)"),
     "bytes-stage-0-padded": _wrong(
-        BYTES, HIDDEN, "Pads data parallelism as well.",
+        BYTES, BOTH, "Pads data parallelism as well.",
         "part * world_size if stage else sum(sum(sizes) for sizes in units)", "part * world_size"),
     "bytes-masters-whole": _wrong(
         BYTES, BOTH, "Shards the moments and leaves every rank all master weights.",
@@ -128,15 +147,22 @@ MUTANTS = {
         "part = whole.new_zeros(size)\npart[: len(whole[low:high])] = whole[low:high]",
         "part = torch.cat([whole, whole.new_zeros(size * world_size - len(whole))])[low:high]"),
     "partition-by-tensors": _wrong(PARTITION, BOTH, "Deals out whole tensors.", code=_BY_TENSORS),
+    "partition-float32": _wrong(
+        PARTITION, BOTH, "Takes torch's default dtype, whatever the tensors have.",
+        "whole.new_zeros(size)", "torch.zeros(size)"),
+    "partition-drops-the-end": _wrong(
+        PARTITION, BOTH, "The last part has only what is left of full ones.",
+        "part[: len(whole[low:high])] = whole[low:high]",
+        "if high <= len(whole):\n    part.copy_(whole[low:high])"),
     "partition-floor": _wrong(
-        PARTITION, HIDDEN, "Rounds down, and loses the end.",
+        PARTITION, BOTH, "Rounds down, and loses the end.",
         "-(-len(whole) // world_size)", "len(whole) // world_size"),
     "partition-uneven": _wrong(
-        PARTITION, HIDDEN, "Parts of different sizes: no padding.",
+        PARTITION, BOTH, "Parts of different sizes: no padding.",
         "part = whole.new_zeros(size)\npart[: len(whole[low:high])] = whole[low:high]",
         "part = whole[low:high].clone()"),
     "partition-pads-with-ones": _wrong(
-        PARTITION, HIDDEN, "What is in the padding is left to chance.",
+        PARTITION, BOTH, "What is in the padding is left to chance.",
         "whole.new_zeros(size)", "whole.new_ones(size)"),
     "partition-places-in-the-whole": _wrong(
         PARTITION, BOTH, "Counts from the beginning of the whole, not of the tensor.",
@@ -168,7 +194,7 @@ MUTANTS = {
         "group.reduce_scatter(mean, gradient)\nmean /= n",
         "group.reduce_scatter(mean, gradient)\nmean = gradient[group.rank * size : (group.rank + 1) * size].clone()"),
     "zero1-never-gathers": _wrong(
-        ZERO1, BOTH, "The others never hear of the update.", "group.all_gather(weights, own.clone())", "pass"),
+        ZERO1, BOTH, "The others never hear of the update.", "group.all_gather(weights, own)", "pass"),
     "zero1-all-reduces": _wrong(
         ZERO1, BOTH, "All-reduces the gradient and takes its part.",
         "group.reduce_scatter(mean, gradient)\n",
@@ -176,10 +202,27 @@ MUTANTS = {
         "mean = whole[group.rank * size : (group.rank + 1) * size].clone()\n"),
     "zero1-no-correction": _wrong(
         ZERO1, BOTH, "Forgets that the moments begin at zero.", '/ (1 - 0.9 ** state["t"])', "/ 1"),
-    "zero1-two-ranks": _wrong(ZERO1, HIDDEN, "Right for two ranks only.", "mean /= n\n", "mean /= 2\n"),
+    "zero1-three-ranks": _wrong(
+        ZERO1, HIDDEN, "Right for the visible test's three ranks only.", "mean /= n\n", "mean /= 3\n"),
+    "zero1-rebinds": _wrong(
+        ZERO1, BOTH, "Computes new weights, and gives them a name that nobody knows.",
+        "group.all_gather(weights, own)", "weights = torch.empty_like(weights)\ngroup.all_gather(weights, own)",
+        "own -= lr * m", "own = own - lr * m"),
+    "zero1-adam-keeps-grad": _wrong(
+        ZERO1, BOTH, "torch's Adam on the part, whose gradient stays to the next step.", code=_KEEPS_GRAD),
     "zero1-deadlock": _wrong(
         ZERO1, BOTH, "Only rank 0 tells its part.",
-        "group.all_gather(weights, own.clone())", "if group.rank == 0:\n    group.all_gather(weights, own.clone())"),
+        "group.all_gather(weights, own)", "if group.rank == 0:\n    group.all_gather(weights, own)"),
+    "gradients-hook-on-first": _wrong(
+        GRADIENTS, BOTH, "Takes it that the first parameter of a layer comes last.",
+        "for p in layer:\n        p.register_post_accumulate_grad_hook(hook)",
+        "layer[0].register_post_accumulate_grad_hook(hook)",
+        _COUNTING, ""),
+    "gradients-hook-on-last": _wrong(
+        GRADIENTS, BOTH, "Takes it that the last parameter of a layer comes last.",
+        "for p in layer:\n        p.register_post_accumulate_grad_hook(hook)",
+        "layer[-1].register_post_accumulate_grad_hook(hook)",
+        _COUNTING, ""),
     "gradients-kept": _wrong(
         GRADIENTS, BOTH, "Reduces, and keeps the whole gradients all the same.",
         "for q in layer:\n            q.grad = None\n        whole", "whole"),
@@ -206,7 +249,7 @@ MUTANTS = {
         "parts[index] = whole", "before, parts[index] = parts[index], whole",
         "parts[index] /= n", "parts[index] /= n\n        if before is not None:\n            parts[index] += before"),
     "gradients-not-padded": _wrong(
-        GRADIENTS, HIDDEN, "Works where N divides the layer.",
+        GRADIENTS, BOTH, "Works where N divides the layer.",
         "torch.cat([flat, flat.new_zeros(-len(flat) % n)])", "flat"),
     "gradients-each-alone": _wrong(
         GRADIENTS, BOTH, "A reduce-scatter of each parameter.",
