@@ -22,7 +22,7 @@ from labkit.ledger.flops import Rate
 from labkit.ledger.gpus import GPUS, host_memory, memory, usable
 from labkit.ledger.predict import predict
 from labkit.ledger.shapes import Architecture
-from labkit.ways import SHARDED, WAYS, Way
+from labkit.ways import DISTRIBUTED, WAYS, Way
 
 if TYPE_CHECKING:
     from labkit.ledger.trace import Moment
@@ -169,7 +169,8 @@ def plan(
     """
     if gpus < 1:
         raise LabError(f"{gpus} GPUs are none.", "Give a number of at least 1.")
-    ways = [*WAYS, *(way.on(gpus) for way in SHARDED if gpus > 1)]
+    # Several GPUs beside those ways that need only one, and a host.
+    ways = [*(way.on(gpus) for way in DISTRIBUTED), *(way for way in WAYS if way.host)] if gpus > 1 else [*WAYS]
     if only and only not in {way.name for way in ways}:
         raise UnknownNameError.among("way to train", only, [way.name for way in ways])
     arch, room = architecture(model), usable(memory(gpu))

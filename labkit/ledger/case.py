@@ -38,8 +38,8 @@ class Case:
         stage: of ZeRO: 1 shards optimizer states (and master weights), 2 gradients too, 3 weights too.
         world_size: GPUs among which the stage shards.
         device: "cuda" or "cpu": a few operations keep other bytes there.
-        fsdp: torch's `fully_shard`, as stage 3: where all weights train, the shards are the fp32 masters, and 16-bit weights
-            exist only while they are gathered; adapters are gathered in the frozen weights' dtype.
+        fsdp: torch's `fully_shard`, as stage 3: where all weights train, the shards are the fp32 masters, and 16-bit
+            weights exist only while they are gathered; adapters are gathered in the frozen weights' dtype.
         offloaded: optimizer states and master weights live on the host, gradients pass through buckets on their way.
     """
 

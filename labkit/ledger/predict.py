@@ -61,7 +61,12 @@ def gradients(case: Case, round_to: int = BLOCK) -> int:
     if case.offloaded:
         sizes = [n * case.updated for n in case.trained]
         return min(BUCKETS * BUCKET, sum(sizes)) + max(sizes)
-    return _share(case, "gradients", _sum((n * case.updated for n in case.trained), round_to))
+    return _share(case, "gradients", _sum((n * _reduced(case) for n in case.trained), round_to))
+
+
+def _reduced(case: Case) -> int:
+    """Bytes of a gradient value between backward and update: our stages widen a layer's at a time, as it is updated."""
+    return case.stored if case.stage and not case.fsdp and case.train == "full" else case.updated
 
 
 def _states(case: Case, round_to: int) -> int:
@@ -169,7 +174,7 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
 
 def _both_formats(case: Case, round_to: int) -> int:
     """Most bytes of gradients while they become fp32 in the order of the parameters, each copied before it is freed."""
-    if not case.master or case.train != "full" or case.fsdp:
+    if not case.master or case.train != "full" or case.stage:
         return 0
     arch = case.arch
     at_end = [w for w in arch.outside if w.name == "head" or (arch.kind == "llama" and w.name.startswith("norm"))]

@@ -16,8 +16,7 @@ arXiv:2106.09685), bf16 with fp32 masters is Micikevicius et al. 2018, arXiv:171
 recipe in words; what it does not say is that traffic stays: frozen weights are gathered twice a step all the same, and
 only the 2 Ψ of gradients fall away.
 
-Layers are checkpointed inside of what `fully_shard` wraps. Outside, the second forward pass would gather a layer, let
-it go, and gather it once more for the backward pass.
+Layers are checkpointed inside of what `fully_shard` wraps (`labkit.memory.checkpointed.checkpoint_layers`).
 """
 
 from __future__ import annotations
@@ -29,11 +28,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from labkit.errors import LabError
 from labkit.ledger.shapes import Architecture
-from labkit.memory.checkpointed import decoder_layers
+from labkit.memory.checkpointed import checkpoint_layers, decoder_layers
 from labkit.methods import FirstOrder
 from labkit.parallel.group import device
 from labkit.parallel.sharded_weights import allocate, fill
@@ -123,9 +121,9 @@ class FsdpLora(TorchFsdp2):
 
         narrow = None if self.weights == "float32" else getattr(torch, self.weights)
         policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
+        if self.checkpointed:
+            checkpoint_layers(model)
         for layer in decoder_layers(model)[2]:
-            if self.checkpointed:
-                _compute_again(layer)
             fully_shard(layer, reshard_after_forward=self.reshard, mp_policy=policy)
         fully_shard(model, mp_policy=policy)
         return model
@@ -153,15 +151,3 @@ def _padded(parameter: Tensor, ranks: int) -> int:
     """Bytes of a rank's rows: `fully_shard` gives each rank as many, the last ranks' filled up with zeros."""
     rows = -(-parameter.shape[0] // ranks)
     return rows * (parameter.numel() // parameter.shape[0]) * parameter.itemsize
-
-
-def _compute_again(layer: nn.Module) -> None:
-    """Checkpoint what the layer computes, inside of the hooks of whoever wraps the layer."""
-    forward = layer.forward
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    layer.forward = run

@@ -14,15 +14,14 @@ and the tiny model's tokenizer: its bytes and its times are true, what it learns
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +35,7 @@ from labkit.parallel import fsdp_checkpoint
 from labkit.parallel.data import shard_batch
 from labkit.parallel.fsdp_lora import FsdpLora
 from labkit.parallel.group import device, process_group
+from labkit.parallel.jobs.options import parsed
 from labkit.parallel.progress import report
 from labkit.parallel.sharded_weights import skeleton
 from labkit.tasks import Sentiment
@@ -53,6 +53,7 @@ class Recipe:
     Attributes:
         model: what `labkit.models` loads, or a published size.
         steps: in all, those of a folder that is resumed among them.
+        stop: after so many of them, as if time were over; 0 for the last.
         batch: sequences a step, over all ranks.
         dtype: of the frozen weights and of the products.
         rank: of the adapters.
@@ -64,6 +65,7 @@ class Recipe:
 
     model: str
     steps: int = 100
+    stop: int = 0
     batch: int = 16
     seq_len: int = 64
     learning_rate: float = 1e-3
@@ -75,6 +77,11 @@ class Recipe:
     out: str = ""
     resume: str = ""
     generate: str = ""
+
+    @property
+    def last(self) -> int:
+        """The step after which this run ends."""
+        return min(self.stop or self.steps, self.steps)
 
     def checked(self) -> Recipe:
         """Itself, if it can be run.
@@ -117,7 +124,7 @@ def capstone(recipe: Recipe) -> dict[str, Any]:
         done = fsdp_checkpoint.load(method, recipe.resume) if recipe.resume else 0
         if recipe.generate:
             return _generated(method, task, recipe.generate)
-        if done >= recipe.steps:
+        if done >= recipe.last:
             raise LabError(f"{recipe.resume} has {done} steps already.", f"Give --steps above {done}.")
         found: dict[str, Any] = {"world_size": dist.get_world_size(), "done": done, "build_s": build_s}
         found["trainable_params"] = sum(p.numel() for p in net.parameters() if p.requires_grad)
@@ -137,6 +144,7 @@ def _saved(recipe: Recipe, method: FsdpLora) -> float | None:
     fsdp_checkpoint.save(method, folder)
     if dist.get_rank() == 0:
         write_text(Path(folder) / RECIPE, json.dumps(asdict(recipe), indent=1) + "\n")
+    dist.barrier()  # whoever goes on from the folder finds it whole
     return time.perf_counter() - begun
 
 
@@ -144,15 +152,15 @@ def _built(recipe: Recipe) -> tuple[Sentiment, FsdpLora, nn.Module, float]:
     """Task, method and model, which is sharded and filled, and the seconds that it took."""
     from labkit import models, published
 
-    sizes_only = recipe.model in (*published.OPT, *published.LLAMA)
-    task = Sentiment.load(model="tiny" if sizes_only else recipe.model)
+    random = published.only_sizes(recipe.model)
+    task = Sentiment.load(model="tiny" if random else recipe.model)
     task.seq_len = recipe.seq_len
     method = FsdpLora(
         weights=recipe.dtype,
         learning_rate=recipe.learning_rate,
         rank=recipe.rank,
         checkpointed=recipe.checkpointed,
-        base="" if sizes_only else recipe.model,
+        base="" if random else recipe.model,
         seed=recipe.seed,
     )
     begun = time.perf_counter()
@@ -163,21 +171,21 @@ def _built(recipe: Recipe) -> tuple[Sentiment, FsdpLora, nn.Module, float]:
 
 def _trained(recipe: Recipe, method: FsdpLora, task: Sentiment, done: int) -> dict[str, Any]:
     """The steps that are still to be made."""
-    here, losses, seconds, tokens = device(), [], [], 0
+    here, losses, seconds, tokens, end = device(), [], [], 0, recipe.last
     ledger = Ledger(predicted=method.predicted_bytes())
     if here.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     meter = EnergyMeter(str(here))
     with fit.explained(ledger, here):
-        for number, examples in enumerate(order(task, recipe.batch, recipe.seed, recipe.steps)):
+        for number, examples in enumerate(order(task, recipe.batch, recipe.seed, end)):
             if number < done:
                 continue
             begun, batch = time.perf_counter(), task.batch(examples)
-            last = number + 1 == recipe.steps
+            last = number + 1 == end
             losses.append((method.measured_step(batch, ledger) if last else method.step(batch)).item())
             seconds.append(time.perf_counter() - begun)
             tokens += batch.tokens
-            report(number + 1 - done, recipe.steps - done)
+            report(number + 1 - done, end - done)
     return {
         "losses": losses,
         "predicted": ledger.predicted,
@@ -231,29 +239,6 @@ def _generated(method: FsdpLora, task: Sentiment, prompt: str) -> dict[str, Any]
         return {"before": before, "after": text()}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise LabError(f"capstone: {message}.", "Write, for example: --model tiny --steps 20 --out run.")
-
-
-def parsed(arguments: Sequence[str]) -> Recipe:
-    """The recipe that a command line asks for.
-
-    Raises:
-        LabError: for one that cannot be.
-    """
-    parser = _Parser(prog="capstone", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(Recipe):
-        option = f"--{field.name.replace('_', '-')}"
-        if field.name == "model":
-            parser.add_argument(option, required=True)
-        elif field.default is False:
-            parser.add_argument(option, action="store_true")
-        else:
-            parser.add_argument(option, type=type(field.default), default=field.default)
-    return Recipe(**vars(parser.parse_args(arguments))).checked()
-
-
 def told(reports: list[dict[str, Any]]) -> str:
     """What rank 0 prints of what all ranks found."""
     first = reports[0]
@@ -278,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """As torchrun runs it: rank 0 prints what came out; a wrong request is one sentence, and 2."""
     first = os.environ.get("RANK", "0") == "0"
     try:
-        recipe = parsed(sys.argv[1:] if arguments is None else arguments)
+        recipe = parsed(Recipe, "capstone", __doc__ or "", "--model tiny --steps 20 --out run", arguments).checked()
         with process_group():
             reports: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(reports, capstone(recipe))
