@@ -62,7 +62,8 @@ class FsdpLora(TorchFsdp2):
         seed: of adapters and of random weights.
 
     Raises:
-        LabError: for a dtype that would need a loss scale, or matrices that the model has not.
+        UnknownNameError: for another dtype.
+        LabError: from `prepare`, for matrices that the model has not, or a checkpoint that does not fit.
     """
 
     learning_rate: float = 1e-3
@@ -75,11 +76,6 @@ class FsdpLora(TorchFsdp2):
     base: str = ""
     seed: int = 0
     name: str = "torch.fsdp2+peft.lora"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weights == "float16":
-            raise LabError("float16 needs a loss scale, which this recipe has not.", "Take bfloat16.")
 
     def prepare(self, model: nn.Module, task: Task, steps: int) -> None:
         """Add adapters, shard, allocate and fill; then the optimizer of the adapters and its schedule."""

@@ -66,6 +66,11 @@ def values() -> dict[str, str]:
     return {name: wrong(*case) for name, case in cases.items()}
 
 
+def values_and_birth() -> tuple[dict, dict]:
+    """Both in one launch."""
+    return values(), born_in_shards()
+
+
 def wrong(config, size: int, more: dict) -> str:
     """The first thing that is wrong, in words."""
     method, net = made(config, **more)
@@ -146,11 +151,11 @@ def more(folder: str, stop: int) -> dict:
     return capstone(Recipe(**RECIPE, stop=stop, resume=str(Path(folder) / "cut")))
 
 
-def last(folder: str) -> dict:
-    """Goes on to the end, then generates; and what the sharded model answers to a batch."""
+def last(folder: str):
+    """Goes on to the end, then generates; and what the sharded model answers to a sentence."""
     found, place = more(folder, 0), str(Path(folder) / "cut")
     found |= capstone(Recipe(**RECIPE, resume=place, generate="A film of rare beauty. It was"))
-    return found
+    return found, *logits(folder)
 
 
 def logits(folder: str):

@@ -1,4 +1,4 @@
-"""FSDP2 with LoRA: peft's values on one process, the formula's bytes, born in shards, gone on with at any world size."""
+"""FSDP2 with LoRA: peft's values, the formula's bytes, born in shards, gone on with at any world size."""
 
 from __future__ import annotations
 
@@ -23,14 +23,11 @@ from labkit.paths import ROOT
 pytestmark = pytest.mark.usefixtures("without_gpus")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_values_and_bytes_are_the_references(ranks):
-    for found in launch(runs.values, ranks, timeout_s=300.0):
+def test_values_and_bytes_and_birth_in_shards():
+    pairs = [launch(runs.values_and_birth, ranks, timeout_s=300.0) for ranks in (2, 3)]
+    for found, _ in (rank for ranks in pairs for rank in ranks):
         assert len(found) == 4 and not {name: said for name, said in found.items() if said}
-
-
-def test_a_model_is_born_in_shards_and_the_same_at_any_world_size():
-    two, three = (launch(runs.born_in_shards, ranks)[-1] for ranks in (2, 3))
+    two, three = (ranks[-1][1] for ranks in pairs)
     for found in (two, three):
         for name, value in found["read"].items():
             assert torch.equal(value, found["whole"][name]), name
@@ -38,6 +35,9 @@ def test_a_model_is_born_in_shards_and_the_same_at_any_world_size():
         assert torch.equal(value, three["random"][name]) and value.float().std() <= 0.03, name
     assert any(value.dim() > 1 and value.std() > 0.01 for value in two["random"].values())
     assert two["read rows"] != three["read rows"]
+
+
+def test_a_checkpoint_of_another_model_is_refused_on_all_ranks():
     with pytest.raises(RankError, match=r"has no weight 'model.layers.1.mlp.up_proj.weight'"):
         launch(runs.missing_weight, 2)
 
@@ -51,13 +51,12 @@ def test_rows_are_those_of_shard_0():
 def test_goes_on_at_other_world_sizes_and_peft_reads_the_adapter(tmp_path):
     straight, cut = launch(runs.first, 2, str(tmp_path), timeout_s=300.0)[0]
     middle = launch(runs.more, 3, str(tmp_path), 7, timeout_s=300.0)[1]
-    end = launch(runs.last, 1, str(tmp_path), timeout_s=300.0)[0]
+    end, sharded, names = launch(runs.last, 1, str(tmp_path), timeout_s=300.0)[0]
     assert (cut["done"], middle["done"], end["done"]) == (0, 4, 7)
     losses = [*cut["losses"], *middle["losses"], *end["losses"]]
     assert losses == pytest.approx(straight["losses"], abs=1e-4) and len(losses) == runs.RECIPE["steps"]
     assert end["accuracy"] == pytest.approx(straight["accuracy"], abs=0.03)
     assert end["before"] and end["after"]
-    sharded, names = launch(runs.logits, 2, str(tmp_path))[0]
     base = models.load("tiny")
     assert names == {name for name, _ in base.named_parameters()}
     plain = PeftModel.from_pretrained(base, tmp_path / "cut" / "adapter").eval()
@@ -82,10 +81,11 @@ def test_goes_on_at_other_world_sizes_and_peft_reads_the_adapter(tmp_path):
         (["--model", "tiny", "--generate", "Hello"], "nothing to generate from"),
         (["--model", "tiny", "--resume", "nowhere"], "nowhere holds no training"),
         (["--model", "tiny"], "torchrun --standalone"),
+        (["train", "--model", "tiny", "--method", "zero4"], "no method 'zero4'. Did you mean 'zero1'?"),
     ],
 )
-@pytest.mark.parametrize("job", ["capstone"])
-def test_a_wrong_request_is_one_sentence(job, options, says):
+def test_a_wrong_request_is_one_sentence(options, says):
+    job, options = ("train", options[1:]) if options[:1] == ["train"] else ("capstone", options)
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "MASTER_ADDR")}
     command = [sys.executable, "-m", f"labkit.parallel.jobs.{job}", *options]
     done = subprocess.run(command, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
@@ -100,7 +100,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
 
 
 def test_settings_that_make_no_sense():
-    with pytest.raises(LabError, match="loss scale"):
+    with pytest.raises(LabError, match="no dtype of weights 'float16'"):
         FsdpLora(weights="float16")
     with pytest.raises(LabError, match="No adapters can stand beside keys"):
         FsdpLora(targets=("q", "keys"))._with_adapters(models.load("tiny"))
