@@ -26,6 +26,7 @@ from labkit.ways import DISTRIBUTED, WAYS, Way
 
 if TYPE_CHECKING:
     from labkit.ledger.trace import Moment
+    from labkit.machine import Machine
 
 MOST_BATCH = 2**16
 _TOKENIZER, _WORDS = "tiny", 8192  # what a configuration alone is trained with, and how many words that has
@@ -150,6 +151,13 @@ def _origin(model: str, arch: Architecture) -> tuple[str, str]:
         return published.source(model), ""
     whole = any(folder.glob("*.safetensors")) and any(folder.glob("tokenizer*"))
     return (str(folder), "") if whole else (model, _TOKENIZER)
+
+
+def gpus_of(machine: Machine) -> tuple[str, int]:
+    """The size of a machine's GPUs as `plan` takes it, and how many there are; two of 8 GB where there is none."""
+    if not machine.gpus:
+        return "8GB", 2
+    return f"{min(gpu.memory_bytes for gpu in machine.gpus) // 2**20}MB", len(machine.gpus)
 
 
 def plan(
