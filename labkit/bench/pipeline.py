@@ -6,9 +6,9 @@ micro-batches accumulated on one device. A micro-batch always has `rows` sequenc
 larger batch: the bubble's formula speaks of micro-batches that take the same time whatever their number.
 
 `bubble` is the share of all stages' time in which they stood still, from what ran when on the ranks (ours tell);
-`predicted_bubble` is (p - 1) / (m + p - 1), and `bubble_over_work` = bubble / (1 - bubble) what the lecture calls it,
-(p - 1) / m, idle time over useful time. `spans` are a step's actions, [stage, kind, micro-batch, start, end] in ms.
-`live` is the most micro-batches that a rank held at once, here of the rank with most.
+`predicted_bubble` is (p - 1) / (m + p - 1), and `bubble_over_work` = bubble / (1 - bubble) what Narayanan et al. call
+the bubble, (p - 1) / m, idle time over useful time. `spans` are a step's actions, [stage, kind, micro-batch, start,
+end] in ms. `live` is the most micro-batches that a rank held at once, here of the rank with most.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ def _in_rank(measure: Callable[[Setting], dict], settings: list[Setting], place:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+        dist.barrier()  # or a rank that fails in the next setting would end others that have yet to write this one
 
 
 def _read(place: str, ranks: int) -> list[list[dict]]:

@@ -27,6 +27,7 @@ from labkit.grading.meeting import StoppedError, World
 from labkit.parallel.collectives import ring_traffic
 
 MOST = 8
+_OPERATIONS: dict[str, Any] = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 _GLOO_S = 60.0  # no transfer begins before both sides are there
 
 
@@ -65,10 +66,14 @@ class RankGroup:
             return
         self._move([(True, leaving, to), (False, arriving, source)])
 
-    def all_reduce(self, tensor: Tensor) -> None:
-        """Put the sum of all ranks' tensors in the place of each."""
-        flat = self._joint("all_reduce", tensor)
-        self._gloo.allreduce([flat]).wait()
+    def all_reduce(self, tensor: Tensor, op: str = "sum") -> None:
+        """Put the sum of all ranks' tensors, or with "max" the largest of each value, in the place of each."""
+        if op not in _OPERATIONS:
+            raise LabError(f"There is no all_reduce with {op!r}.", "Use 'sum' or 'max'.")
+        flat = self._joint("all_reduce" if op == "sum" else f"all_reduce ({op})", tensor)
+        options = dist.AllreduceOptions()
+        options.reduceOp = _OPERATIONS[op]
+        self._gloo.allreduce([flat], options).wait()
         self._back(flat, tensor)
         self.sent_bytes += ring_traffic(flat.numel(), flat.element_size(), self.rank, self.world_size).bytes
 
@@ -110,7 +115,7 @@ class RankGroup:
 
     def _meet(self, name: str, facts: tuple) -> None:
         """Return when all ranks are at this collective; those that come with other facts raise."""
-        self.calls[name] += 1
+        self.calls[name.partition(" ")[0]] += 1
         world, turn = self._world, self._joined
         self._joined += 1
         with world.changed:

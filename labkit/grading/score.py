@@ -1,8 +1,8 @@
 """Grade a lab with given answers: which cells lose points, and why.
 
-The lab runs in a process of its own (`labkit.grading.worker`), several answers one after the other in one
-process, because importing torch takes longer than most labs. A cell that hangs or kills the process costs its
-own answers the remaining points; the others go on in a fresh process. Fast, for tests and for a first look;
+The lab runs in a process of its own (`labkit.grading.worker`), from which each answer branches off where it
+differs, because importing torch takes longer than most labs. A cell that hangs or kills its process costs its
+own answers the remaining points; the others go on. Fast, for tests and for a first look;
 the marks that count come from nbgrader's autograder.
 """
 
@@ -19,13 +19,15 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from labkit.grading.lab import CODE_STUB, Lab
-from labkit.grading.needed import needed_cells
+from labkit.grading.needed import affected_cells, needed_cells
 
 SECONDS_PER_CELL = 60.0
 _START_UP_SECONDS = 60.0
 Cells = list[tuple[str, str]]  # (label, code) of the cells to run, in order
+Job = dict[str, Any]  # the worker's: variant, codes, skip
 
 
 @dataclass
@@ -79,6 +81,7 @@ def grade_all(
     seconds: float = SECONDS_PER_CELL,
     workers: int = 1,
     only_needed: bool = False,
+    only_affected: bool = False,
 ) -> dict[str, Score]:
     """Grade several sets of answers.
 
@@ -89,6 +92,8 @@ def grade_all(
         seconds: the longest that one cell may take.
         workers: processes that share the variants.
         only_needed: leave out the cells on which no points depend (`labkit.grading.needed`).
+        only_affected: take the result of a cell that reads nothing of the changed exercises from the lab itself,
+            run once for all, where variants can run in copies of one process.
 
     Returns:
         name -> Score, in the order given.
@@ -99,7 +104,8 @@ def grade_all(
     codes = {name: _changed(lab, answers) for name, answers in variants.items()}
     cells = [pair for pair in lab.sources() if not only_needed or pair[0] in needed_cells(lab)]
     names = list(codes)
-    parts = [{n: codes[n] for n in names[i::workers]} for i in range(workers)]
+    jobs = {n: {"variant": n, "codes": c, "skip": _skip(cells, c) if only_affected else []} for n, c in codes.items()}
+    parts = [{n: jobs[n] for n in names[i::workers]} for i in range(workers)]
     with ThreadPoolExecutor(max_workers=workers) as pool:
         done = [
             s for part in pool.map(lambda part: _grade_part(lab, cells, part, seconds), parts) for s in part.items()
@@ -118,11 +124,20 @@ def _changed(lab: Lab, answers: Mapping[str, str]) -> dict[str, str]:
     return {label: code for label, code in lab.sources(answers) if code != before[label]}
 
 
-def _grade_part(lab: Lab, cells: Cells, codes: dict[str, dict[str, str]], seconds: float) -> dict[str, Score]:
-    scores = {name: _unrun(lab) for name in codes}
-    todo = list(codes)
+def _skip(cells: Cells, changed: Mapping[str, str]) -> list[str]:
+    """The cells behind the first change that it does not affect."""
+    places = [place for place, (label, _) in enumerate(cells) if label in changed]
+    if not places:
+        return []
+    affected = affected_cells(cells, changed)
+    return [label for label, _ in cells[places[0] :] if label not in affected]
+
+
+def _grade_part(lab: Lab, cells: Cells, jobs: dict[str, Job], seconds: float) -> dict[str, Score]:
+    scores = {name: _unrun(lab) for name in jobs}
+    todo = list(jobs)
     while todo:  # each turn finishes at least one variant: the one in which the process died, if it did
-        todo = _run_process(lab, cells, {name: codes[name] for name in todo}, scores, seconds)
+        todo = _run_process(lab, cells, {name: jobs[name] for name in todo}, scores, seconds)
     return scores
 
 
@@ -130,16 +145,14 @@ def _unrun(lab: Lab) -> Score:
     return Score({c.grade_id: CellScore(0.0, c.points, "was not reached") for c in lab.graded_cells})
 
 
-def _run_process(
-    lab: Lab, cells: Cells, codes: dict[str, dict[str, str]], scores: dict[str, Score], seconds: float
-) -> list[str]:
+def _run_process(lab: Lab, cells: Cells, jobs: dict[str, Job], scores: dict[str, Score], seconds: float) -> list[str]:
     """Run variants in one process until it ends; fill `scores`; return the variants still to run."""
     process = _start(lab)
     lines: queue.Queue[str] = queue.Queue()
     # Threads on both pipes: they have no time-out on Windows, and a big lab may fill one while we write.
-    for target in (lambda: _write(process, lab, cells, codes), lambda: _read(process, lines)):
+    for target in (lambda: _write(process, lab, cells, jobs), lambda: _read(process, lines)):
         threading.Thread(target=target, daemon=True).start()
-    todo, variant, cell, limit = list(codes), next(iter(codes)), "start-up", _START_UP_SECONDS + seconds
+    todo, variant, cell, limit = list(jobs), next(iter(jobs)), "start-up", _START_UP_SECONDS + seconds
     try:
         while todo:
             line = lines.get(timeout=limit)
@@ -147,12 +160,15 @@ def _run_process(
                 _fail(scores[variant], cell, f"the process ended (exit code {process.wait()})")
                 todo.remove(variant)
                 break
-            event = json.loads(line)
-            variant, cell, limit = event["variant"], event["cell"], seconds
+            event, limit = json.loads(line), seconds
+            if event["event"] == "died":  # in the cell that it reported last
+                _fail(scores[event["variant"]], cell, f"the process ended (exit code {event['code']})")
+            else:
+                variant, cell = event["variant"], event["cell"]
             if event["event"] == "end":
                 _record(scores[variant], cell, event)
-            elif event["event"] == "done":
-                todo.remove(variant)
+            elif event["event"] in ("done", "died"):
+                todo.remove(event["variant"])
                 variant, cell = (todo or [variant])[0], "start-up"
     except queue.Empty:
         _fail(scores[variant], cell, f"took more than {limit:g} s")
@@ -179,12 +195,11 @@ def _start(lab: Lab) -> subprocess.Popen[str]:
     )
 
 
-def _write(process: subprocess.Popen[str], lab: Lab, cells: Cells, codes: dict[str, dict[str, str]]) -> None:
+def _write(process: subprocess.Popen[str], lab: Lab, cells: Cells, jobs: dict[str, Job]) -> None:
     head = {"cells": cells, "graded": {c.grade_id: c.points for c in lab.graded_cells}}
-    jobs = [{"variant": name, "codes": changed} for name, changed in codes.items()]
     assert process.stdin is not None
     try:
-        process.stdin.writelines(json.dumps(item) + "\n" for item in [head, *jobs])
+        process.stdin.writelines(json.dumps(item) + "\n" for item in [head, *jobs.values()])
         process.stdin.close()
     except (BrokenPipeError, OSError):
         pass  # the process died early: the reader sees the end of its output and reports that

@@ -1,8 +1,15 @@
 """The process that runs a lab's cells. It reads jobs from its input and reports each cell as a JSON line.
 
 In:  {"cells": [[label, code], …], "graded": {label: points}} then one line per variant,
-     {"variant": name, "codes": {label: code}}.
-Out: {"variant", "cell", "event": "start"}, {"variant", "cell", "event": "end", "points", "error", "stdout"}.
+     {"variant": name, "codes": {label: code}, "skip": [label, …]}.
+Out: {"variant", "cell", "event": "start"}, {"variant", "cell", "event": "end", "points", "error", "stdout"},
+     and for each variant {"variant", "event": "done"} or {"variant", "event": "died", "code"}.
+
+Several variants branch off one run of the lab's own cells: where a variant's first change stands the process forks,
+and the copy runs the variant and ends. Nothing that an answer does to Python, to torch or to the lab's objects can
+reach another answer, because it happens in the copy. Before that the lab runs once in full, so that no copy has to
+import what the lab imports late. A fork copies only the thread that calls it, so where there is another (a GPU's,
+OpenMP's), and where the system cannot fork, variants run one after the other in this process.
 
 A cell that raises does not stop the cells after it, as under nbgrader's autograder. Points follow nbgrader's
 `determine_grade`: an error or anything on stderr gives 0, a number as the last expression gives that many
@@ -13,32 +20,114 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import io
 import json
 import linecache
+import mmap
 import os
 import random
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 MAX_TEXT = 4000
 
 
+Job = dict[str, Any]
+Results = dict[str, dict[str, Any]]  # by label
+
+
 def main() -> None:
     """Serve the jobs on standard input until it closes."""
-    report, jobs = _private_streams()
-    head = json.loads(jobs.readline())
-    for line in jobs:
-        job = json.loads(line)
+    report, lines = _private_streams()
+    head = json.loads(lines.readline())
+    jobs = [json.loads(line) for line in lines]
+    for job in _branch(report, head, jobs) if len(jobs) > 1 else jobs:
         _reset()
         namespace: dict[str, Any] = {"__name__": "__main__"}
         for label, code in head["cells"]:
-            code = job["codes"].get(label, code)
-            _send(report, job["variant"], label, event="start")
-            result = _run(label, code, namespace, head["graded"].get(label))
-            _send(report, job["variant"], label, event="end", **result)
+            _run_for(report, head, job, (label, code), namespace)
         _send(report, job["variant"], "", event="done")
+
+
+def _branch(report: TextIO, head: dict[str, Any], jobs: list[Job]) -> list[Job]:
+    """Run the lab's own cells, and each job in a copy of this process from its first change on.
+
+    Returns:
+        the jobs that could not run in a copy.
+    """
+    changed, left = [job for job in jobs if job["codes"]], []
+    same = [job for job in jobs if not job["codes"]]
+    results: Results = {}
+    for _ in _own_cells(report, head, same or jobs, {}, results):
+        pass
+    for job in same:
+        _send_results(report, job, [label for label, _ in head["cells"]], results)
+        _send(report, job["variant"], "", event="done")
+    namespace: dict[str, Any] = {}
+    for place, (label, _) in enumerate(_own_cells(report, head, changed, namespace, results) if changed else ()):
+        for job in [job for job in changed if label in job["codes"]]:
+            changed.remove(job)
+            if _is_alone():
+                _run_in_a_copy(report, head, job, place, namespace, results)
+            else:
+                left.append(job)
+        if not changed:
+            break
+    return left
+
+
+def _own_cells(
+    report: TextIO, head: dict[str, Any], waiting: list[Job], namespace: dict[str, Any], results: Results
+) -> Iterator[list[str]]:
+    """Give each of the lab's own cells, and run it afterwards; the first job that still waits answers for it."""
+    _reset()
+    namespace["__name__"] = "__main__"
+    for label, code in head["cells"]:
+        yield [label, code]
+        _send(report, waiting[0]["variant"], label, event="start")
+        results[label] = _run(label, code, namespace, head["graded"].get(label))
+
+
+def _is_alone() -> bool:
+    """Whether this process may fork: it has one thread."""
+    return sys.platform == "linux" and sum(1 for _ in Path("/proc/self/task").iterdir()) == 1
+
+
+def _run_in_a_copy(
+    report: TextIO, head: dict[str, Any], job: Job, place: int, namespace: dict[str, Any], results: Results
+) -> None:
+    """Run a job's cells from `place` on, except those to skip, in a copy of this process that ends with them."""
+    ended = mmap.mmap(-1, 1)  # shared with the copy
+    gc.freeze()  # else the copy's first collection would write to, and so duplicate, all memory
+    pid = os.fork()
+    if not pid:
+        _send_results(report, job, [label for label, _ in head["cells"][:place]] + job["skip"], results)
+        for cell in head["cells"][place:]:
+            if cell[0] not in job["skip"]:
+                _run_for(report, head, job, cell, namespace)
+        _send(report, job["variant"], "", event="done")
+        ended[0] = 1
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not ended[0]:
+        _send(report, job["variant"], "", event="died", code=code)
+
+
+def _send_results(report: TextIO, job: Job, labels: list[str], results: Results) -> None:
+    for label in labels:
+        _send(report, job["variant"], label, event="end", **results[label])
+
+
+def _run_for(report: TextIO, head: dict[str, Any], job: Job, cell: Sequence[str], namespace: dict[str, Any]) -> None:
+    """Run one cell of a job, with the job's code if it has one for it."""
+    label, code = cell
+    _send(report, job["variant"], label, event="start")
+    result = _run(label, job["codes"].get(label, code), namespace, head["graded"].get(label))
+    _send(report, job["variant"], label, event="end", **result)
 
 
 def _private_streams() -> tuple[TextIO, TextIO]:
@@ -57,7 +146,7 @@ def _send(report: TextIO, variant: str, cell: str, **fields: Any) -> None:
 
 
 def _reset() -> None:
-    """What one variant may have changed for the next: the seeds, torch's defaults, open figures."""
+    """What one variant may have changed for the next in the same process: the seeds, torch's defaults, open figures."""
     random.seed(0)
     if "torch" in sys.modules:
         torch = sys.modules["torch"]

@@ -10,6 +10,7 @@ Tensors on a GPU travel to the CPU; a view travels without the rest of its stora
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
 import io
@@ -18,7 +19,7 @@ import pickle
 import sys
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from labkit.errors import LabError
@@ -153,11 +154,9 @@ def _source(value: Any, name: str) -> str:
     except (OSError, TypeError):
         pass
     # inspect does not find a notebook's classes, which know no file.
-    main = sys.modules["__main__"].__dict__
-    cells = main.get("In", []) if "get_ipython" in main else []
-    for cell in reversed(cells):
+    for cell in _cells():
         try:
-            tree = ast.parse(main["get_ipython"]().transform_cell(cell))
+            tree = ast.parse(cell)
         except SyntaxError:
             continue
         found = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name]
@@ -166,3 +165,16 @@ def _source(value: Any, name: str) -> str:
     raise LabError(
         f"{name} cannot be sent to the ranks: its source is not to be found.", "Define it in a notebook cell or a file."
     )
+
+
+def _cells() -> Iterator[str]:
+    """A notebook's cells as Python, the latest first."""
+    main = sys.modules["__main__"].__dict__
+    if "get_ipython" not in main:
+        return
+    for cell in reversed(main.get("In", [])):
+        with contextlib.suppress(SyntaxError):
+            yield main["get_ipython"]().transform_cell(cell)
+    # nbval runs cells without a place in the history: linecache alone knows them, as sources without a date.
+    known = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
+    yield from ("".join(entry[2]) for entry in reversed(known))

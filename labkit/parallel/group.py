@@ -7,7 +7,7 @@ MASTER_ADDR and MASTER_PORT (https://docs.pytorch.org/docs/stable/elastic/run.ht
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from labkit.errors import LabError
+from labkit.machine import Machine
 
 
 def choose_device(ranks: int, wanted: str | None = None) -> str:
@@ -35,6 +36,14 @@ def choose_device(ranks: int, wanted: str | None = None) -> str:
             "Start fewer ranks, or let them run on the CPU with device='cpu'.",
         )
     return "cuda" if gpus >= ranks and gpus else "cpu"
+
+
+def side_by_side(machine: Machine, wanted: Sequence[int]) -> int:
+    """The largest of these numbers of ranks that can all compute at once: on a GPU each, or without GPUs for the
+    smallest number on a core each; else the smallest number, whose ranks then wait for each other's cores.
+    """
+    places = len(machine.gpus) if len(machine.gpus) >= min(wanted) else machine.cores
+    return max((ranks for ranks in wanted if ranks <= places), default=min(wanted))
 
 
 def device() -> torch.device:

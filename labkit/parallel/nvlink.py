@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 KIB = 1024
+ALL_LINKS = 2**32 - 1  # as the scope of a field
 
 
 class SentOverNvlink:
@@ -40,12 +41,13 @@ class SentOverNvlink:
     def _read(self) -> int:
         import pynvml
 
-        links = [(pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, n) for n in range(pynvml.NVML_NVLINK_MAX_LINKS)]
-        values = pynvml.nvmlDeviceGetFieldValues(self._handle, links)
-        good = [value.value.ullVal for value in values if value.nvmlReturn == pynvml.NVML_SUCCESS]
-        if not good:
+        # The sum over links in one value: asking for 36 links at once has broken the heap with one driver.
+        (value,) = pynvml.nvmlDeviceGetFieldValues(
+            self._handle, [(pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ALL_LINKS)]
+        )
+        if value.nvmlReturn != pynvml.NVML_SUCCESS:
             raise LookupError("no NVLink counter")
-        return sum(good) * KIB
+        return int(value.value.ullVal) * KIB
 
     def bytes(self) -> int | None:
         """Bytes sent so far."""

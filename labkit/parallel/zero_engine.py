@@ -175,11 +175,15 @@ class ZeroEngine:
 
     # Gradients
 
-    def _note_gradients(self) -> None:
+    def in_flight_bytes(self) -> int:
+        """Bytes of whole gradients at this moment: the root's, buffers that fill, and the one that is being reduced."""
         alone = [slot.parameter.grad for slot in self.root.slots if slot.parameter.grad is not None]
         whole = [u.whole_gradient for u in self.units if u.whole_gradient is not None]
         held = [self._held[1]] if self._held else []
-        self.peak_in_flight = max(self.peak_in_flight, storage_bytes([*alone, *whole, *held]))
+        return storage_bytes([*alone, *whole, *held])
+
+    def _note_gradients(self) -> None:
+        self.peak_in_flight = max(self.peak_in_flight, self.in_flight_bytes())
 
     @torch.no_grad()
     def _reduce(self, unit: Unit) -> None:

@@ -23,7 +23,6 @@ from labkit.parallel.launch import launch
 from labkit.parallel.output import Silent, Terminal
 from labkit.parallel.stacks import Position
 
-
 pytestmark = pytest.mark.usefixtures("without_gpus")
 
 

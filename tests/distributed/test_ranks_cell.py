@@ -74,6 +74,14 @@ def test_a_cell_runs_on_every_rank_and_its_values_come_back(kernel):
     assert kernel.run("results")["value"] == "[1]"
 
 
+def test_a_class_of_a_cell_without_a_place_in_the_history_is_sent(kernel):
+    """So nbval runs a notebook's cells."""
+    cell = "class Bag:\n    size = 3\n\nclass Sack(Bag):\n    'Known by no function of its own.'"
+    assert kernel.end(kernel.client.execute(cell, store_history=False))["error"] is None
+    told = kernel.run("%%ranks 1 --send Sack --name sizes\nSack().size")
+    assert told["error"] is None and told["value"] == "[3]", told
+
+
 def test_errors_of_a_cell_name_the_rank_the_cause_and_the_line(kernel):
     told = kernel.run("%%ranks 2\nx = 1\nif rank == 1:\n    raise ValueError('<odd>')\ndist.barrier()")
     assert told["error"]["ename"] == "RankError" and "Rank 1 raised ValueError: <odd>." in told["error"]["evalue"]

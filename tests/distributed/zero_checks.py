@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from labkit.ledger import Ledger
 from labkit.numerics.products import products_in
+from labkit.parallel.group import device
 from labkit.parallel.zero import Zero
 from labkit.parallel.zero_formula import bytes_by_category, traffic_per_step
 from labkit.training import order
@@ -257,6 +258,6 @@ def verdict(check: Callable, *args, **kwargs) -> str:
         found = str(error) or "failed"
     else:
         found = ""
-    failed = torch.tensor(float(bool(found)))
+    failed = torch.tensor(float(bool(found)), device=device())
     dist.all_reduce(failed)
     return found if found or not failed else "failed on another rank"

@@ -14,6 +14,7 @@ from labkit.ledger import Ledger
 from labkit.memory.checkpointed import checkpointed
 from labkit.parallel.zero import Zero, Zero1, Zero2, Zero3
 from labkit.parallel.zero_torch import TorchFsdp2, TorchZero1
+from labkit.parallel.zero_watch import watch
 from labkit.training import evaluate, train
 
 STAGES = (Zero1, Zero2, Zero3)
@@ -149,6 +150,7 @@ def going_on() -> dict[str, str]:
     found["loop"] = verdict(check_loop)
     found["frozen"] = verdict(check_refusals)
     found["unused"] = verdict(check_unused)
+    found["watched"] = verdict(check_watched)
     return found
 
 
@@ -228,6 +230,38 @@ def check_unused() -> None:
             decay *= 1 - rate * checks.DECAY
         pairs = zip(start.parameters(), end.parameters(), strict=True)
         assert all(torch.allclose(a * decay, b, rtol=1e-5, atol=1e-8) for a, b in pairs), kind.name
+
+
+def check_watched() -> None:
+    """A watched step is an ordinary one; what is noted has the engine's peaks, and the layers in their order."""
+    for kind in STAGES:
+        expected, method = checks.trained(make(kind)())[0], make(kind)()
+        method.prepare(checks.model().train(), TASK, STEPS)
+        first, *rest = checks.batches()
+        losses = [method.step(first).item()]
+        before = dict(vars(method.engine))
+        with watch(method.engine) as looks:
+            losses.append(method.step(rest[0]).item())
+        assert vars(method.engine).keys() == before.keys(), "something stays on the engine"
+        assert not any("collect" in vars(unit) for unit in method.engine.units)
+        seen, noted = method.observed(), len(looks)
+        assert max(look.gradient_bytes for look in looks) == seen["gradients_in_flight_bytes"]
+        assert max(look.gathered_bytes for look in looks) == seen["gathered_bytes"]
+        losses += [method.step(batch).item() for batch in rest[1:]]
+        method.close()
+        assert losses == expected and len(looks) == noted
+        check_looks(looks, kind.stage)
+
+
+def check_looks(looks, stage: int) -> None:
+    reduced = [look.unit for look in looks if look.event == "reduced"]
+    assert reduced == ["model.layers.1", "model.layers.0", "root"]
+    phases = [look.phase for look in looks]
+    assert list(dict.fromkeys(phases)) == ["forward"] * (stage == 3) + ["backward", "after backward"]
+    assert phases == sorted(phases, key=["forward", "backward", "after backward"].index)
+    needed = [(look.phase, look.unit) for look in looks if look.event == "needed" and look.unit != "root"]
+    there = [("forward", 0), ("forward", 1), ("backward", 1), ("backward", 0)] if stage == 3 else []
+    assert list(dict.fromkeys(needed)) == [(phase, f"model.layers.{number}") for phase, number in there]
 
 
 def four() -> dict[str, dict[str, str]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import time
 
 import nbformat
 import pytest
 
 from labkit.grading import Lab, grade, grade_all, stubs
-from labkit.grading.needed import needed_cells
+from labkit.grading.needed import affected_cells, needed_cells
 
 from .small_lab import meta, small_lab
 
@@ -73,6 +75,15 @@ def test_a_dying_process_costs_only_its_answer(lab):
     assert scores["reference"].points == 3
 
 
+def test_a_lab_that_dies_when_it_runs_again_costs_those_that_still_wait(tmp_path):
+    notebook = small_lab()
+    marker = f"__import__('pathlib').Path({str(tmp_path / 'marker')!r})"
+    notebook.cells[0].source = f"import os\n{marker}.exists() and os._exit(3)\n{marker}.touch()"
+    scores = grade_all(Lab.from_notebook(notebook), {"reference": {}, "one": {EX: "return 1"}, "two": {EX: "return 2"}})
+    assert [score.points for score in scores.values()] == [3, 0, 0]
+    assert all("exit code 3" in scores[name].errors["cell-0"] for name in ("one", "two"))
+
+
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are POSIX")
 def test_processes_that_an_answer_starts_end_with_it(lab, tmp_path):
     pid_file = tmp_path / "pid"
@@ -97,18 +108,70 @@ def _alive(pid):
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_variants_do_not_see_each_other(lab):
-    """A name, a seed or a default that one answer sets must not reach the next."""
+THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+
+
+FORKS = sys.platform == "linux"
+
+
+@pytest.mark.parametrize("another_thread", [False, True], ids=["in copies", "one after the other"])
+def test_variants_do_not_see_each_other(another_thread):
+    """A name, a seed or a default that one answer sets must not reach the next, in copies of a process or in one."""
     notebook = small_lab()
-    notebook.cells[0].source = "import torch\nx = torch.rand(1).item()"
+    notebook.cells[0].source = (THREAD if another_thread else "") + "import math, os, torch"
     notebook.cells[3].source = (
         "assert 'leak' not in globals(), 'a name leaked'\n"
         "assert torch.ones(1).dtype == torch.float32, 'the default dtype leaked'\n"
-        "torch.manual_seed(0)\nassert x == torch.rand(1).item(), 'the seed leaked'"
+        "print(os.getpid(), math.pi, torch.rand(1).item())"
     )
-    notebook.cells[4].source += "\nglobals()['leak'] = 1; torch.set_default_dtype(torch.float64)"
-    scores = grade_all(Lab.from_notebook(notebook), {"first": {}, "second": {}})
-    assert scores["second"].points == 3, str(scores["second"])
+    leaks = "torch.set_default_dtype(torch.float64); torch.manual_seed(5); math.pi = 3; globals()['leak'] = 1; "
+    variants = {name: {EX: leaks + f"return {name}"} for name in ("1", "2", "3")}
+    scores = grade_all(Lab.from_notebook(notebook), {"reference": {}, **variants})
+    assert scores["reference"].points == 3
+    assert [scores[name].points for name in variants] == [1, 1, 3]
+    processes, pies, draws = zip(*(scores[n].stdout["ex1-mean-test"].split() for n in variants), strict=True)
+    assert len(set(draws)) == 1, "the seed leaked"
+    copies = FORKS and not another_thread
+    assert len(set(processes)) == (3 if copies else 1)
+    # What one process cannot undo, a copy never sees.
+    assert pies[2] == (str(math.pi) if copies else "3")
+
+
+def test_only_cells_that_read_a_change_run_anew():
+    """By names, through functions in any order; a loop's variables of the same name in two cells join nothing."""
+    cells = {
+        "helper": "def calls(v):\n    return mean(v)",
+        "other helper": "def product(v):\n    return math.prod(v)",
+        EX: "def mean(v):\n    return sum(v)",
+        f"{EX}-test": "for got in [mean([1])]:\n    assert got == 1\nsize = 3",
+        "through": "x = calls([4])",
+        "far": "assert x == 4",
+        "in a function": "def check(got=None):\n    with open(x) as file:\n        return file",
+        "same variable": "for got in [1, 2]:\n    print(got)\nwith product as y:\n    print(y)",
+        "rebinds": "total = 4\nprint(total, [got for got in range(3)])",
+        "before": "size = 0",
+        "adds": "size += 1",
+    }
+    apart = {"other helper", "same variable", "rebinds"}
+    assert affected_cells(cells.items(), {EX: "def mean(v):\n    return 0"}) == {*cells} - apart
+    assert affected_cells(cells.items(), {"rebinds": "mean = 3"}) >= {"helper", "through", "rebinds"}
+    assert affected_cells(cells.items(), {"before": "size = 1"}) == {"before", f"{EX}-test", "adds"} | {EX}
+    loop = {**cells, "after the loop": "print(got)"}
+    assert "after the loop" in affected_cells(loop.items(), {EX: ""}), "the test's loop may have left it"
+
+
+def test_results_of_unaffected_cells_are_the_labs_own(lab):
+    """They come from one run for all variants; a wrong answer still loses what its own tests give."""
+    notebook = small_lab()
+    notebook.cells[5:5] = [
+        nbformat.v4.new_code_cell("import os\nprint(os.getpid())", metadata=meta("ex2-test", grade=True, points=2))
+    ]
+    variants = {"reference": {}, "one": {EX: "return 2"}, "two": {EX: "1 / 0"}}
+    apart = grade_all(Lab.from_notebook(notebook), variants)
+    once = grade_all(Lab.from_notebook(notebook), variants, only_affected=True)
+    assert [score.points for score in once.values()] == [score.points for score in apart.values()] == [5, 3, 2]
+    assert len({score.stdout["ex2-test"] for score in apart.values()}) == (3 if FORKS else 1)
+    assert len({score.stdout["ex2-test"] for score in once.values()}) == 1
 
 
 def test_output_on_stderr_costs_points_as_under_nbgrader():

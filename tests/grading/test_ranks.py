@@ -47,6 +47,23 @@ def test_collectives_and_transfers_have_the_right_values_and_bytes(n):
         assert dict(group.calls) == once | (one_way if n > 1 else {})
 
 
+def largest(group):
+    tensor = torch.tensor([[float(group.rank), -float(group.rank)], [7.0, group.rank % 2]]).t()
+    group.all_reduce(tensor, "max")
+    return tensor, group.sent_bytes, dict(group.calls)
+
+
+def test_an_all_reduce_takes_the_largest_and_agrees_on_it():
+    for n in (1, 3, 4):
+        for rank, (tensor, sent, calls) in enumerate(ranks(n, largest)):
+            assert tensor.t().tolist() == [[n - 1.0, 0.0], [7.0, float(n > 1)]]
+            assert sent == ring_traffic(4, 4, rank, n).bytes and calls == {"all_reduce": 1}
+    with pytest.raises(LabError, match=r"all_reduce.* with 1 values .* where rank . calls all_reduce"):
+        ranks(2, lambda group: group.all_reduce(torch.ones(1), "max" if group.rank else "sum"))
+    with pytest.raises(LabError, match="no all_reduce with 'mean'"):
+        ranks(2, lambda group: group.all_reduce(torch.ones(1), "mean"))
+
+
 def all_send_first(group):
     group.send(torch.ones(1), (group.rank + 1) % group.world_size)
     group.receive(torch.ones(1), (group.rank - 1) % group.world_size)

@@ -1,10 +1,11 @@
 """Wrong answers to lab 05 that look right: each loses exactly the graded cells named here.
 
-Most are the lab's own solution with a piece or two replaced.
+Most are the lab's own solution with a piece or two replaced; `whole05` holds those that share nothing with it.
 """
 
 from __future__ import annotations
 
+from . import whole05
 from .answers import Answers
 
 LAB = "05-compute-for-memory"
@@ -14,88 +15,6 @@ CHECKPOINT, SEQUENCE, PLAN = "ex1-checkpoint", "ex2-sequence", "ex3-plan"
 ACCUMULATE, OFFLOAD = "ex4-accumulate", "ex5-offload"
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
 
-
-_KEEPS_THE_GRAPH = """
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        with torch.enable_grad():
-            ctx.x = x.detach().requires_grad_()
-            ctx.y = function(ctx.x)
-        return ctx.y.detach()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        ctx.y.backward(gradient)
-        return ctx.x.grad
-
-return Once.apply(x)
-"""
-_TORCHS_CUT = """
-length = len(layers) // segments
-starts = [k * length for k in range(segments)] + [len(layers)]
-for begin, end in zip(starts, starts[1:]):
-    def run(x, part=layers[begin:end]):
-        for layer in part:
-            x = layer(x)
-        return x
-
-    x = checkpoint(run, x)
-return x
-"""
-_CHUNKS = """
-length = -(-len(layers) // segments)
-for begin in range(0, len(layers), length):
-    x = checkpoint(nn.Sequential(*layers[begin : begin + length]), x)
-return x
-"""
-_LARGE_BATCH = """
-model.zero_grad()
-longest = max(inputs.shape[1] for inputs, _ in micro_batches)
-inputs = torch.cat([F.pad(i, (0, longest - i.shape[1])) for i, _ in micro_batches])
-targets = torch.cat([F.pad(t, (0, longest - t.shape[1]), value=-100) for _, t in micro_batches])
-loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
-loss.backward()
-return loss.item()
-"""
-_ONE_BACKWARD = """
-total = sum(int((targets != -100).sum()) for _, targets in micro_batches)
-model.zero_grad()
-losses = [F.cross_entropy(model(i).flatten(0, 1), t.flatten(), reduction="sum") for i, t in micro_batches]
-loss = sum(losses) / total
-loss.backward()
-return loss.item()
-"""
-_MEAN_OF_MEANS = """
-model.zero_grad()
-loss = 0.0
-for inputs, targets in micro_batches:
-    part = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) / len(micro_batches)
-    part.backward()
-    loss += part.item()
-return loss
-"""
-_ROW_SHARES = "rows = sum(len(inputs) for inputs, _ in micro_batches)" + _MEAN_OF_MEANS.replace(
-    "/ len(micro_batches)", "* len(inputs) / rows"
-)
-_MEANS_WITH_SHARES = (
-    "total = sum(int((targets != -100).sum()) for _, targets in micro_batches)"
-    + _MEAN_OF_MEANS.replace("/ len(micro_batches)", "* int((targets != -100).sum()) / total")
-)
-_HOOKS_STAY_ON = """
-from contextlib import nullcontext
-
-weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-def pack(tensor):
-    stays = tensor.untyped_storage().data_ptr() in weights or tensor.nbytes < min_bytes
-    return tensor if stays else host.put(tensor)
-
-hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda k: k if torch.is_tensor(k) else host.get(k))
-hooks.__enter__()
-return nullcontext()
-"""
-
 # fmt: off
 MUTANTS = {
     "checkpoint-none": _wrong(
@@ -103,7 +22,7 @@ MUTANTS = {
         code="return function(x)"),
     "checkpoint-keeps-the-graph": _wrong(
         CHECKPOINT, BOTH, "The graph of the first computation waits on ctx: nothing is computed again, nothing saved.",
-        code=_KEEPS_THE_GRAPH),
+        code=whole05.KEEPS_THE_GRAPH),
     "checkpoint-keeps-the-inside-too": _wrong(
         CHECKPOINT, BOTH, "Computes again, and keeps what the first computation saved all the same.",
         "return function(x)\n", "with torch.enable_grad():\n            ctx.y = function(x.detach().requires_grad_())\n"
@@ -160,10 +79,10 @@ MUTANTS = {
         "part = layers[start:end]\n\n    def run(x):\n        for layer in part:"),
     "sequence-rest-in-the-last": _wrong(
         SEQUENCE, BOTH, "What is left over goes into the last run, which is computed again while all inputs are kept.",
-        code=_TORCHS_CUT),
+        code=whole05.TORCHS_CUT),
     "sequence-equal-chunks": _wrong(
         SEQUENCE, BOTH, "Chunks of the rounded-up length: the last is short, or there are too few of them.",
-        code=_CHUNKS),
+        code=whole05.CHUNKS),
     "sequence-rest-dropped": _wrong(
         SEQUENCE, BOTH, "The layers that are left over are never called.",
         " + (k < longer)", ""),
@@ -226,13 +145,13 @@ MUTANTS = {
         "1 + peaks.index(min(peaks))", "layers - peaks[::-1].index(min(peaks))"),
     "accumulate-mean-of-means": _wrong(
         ACCUMULATE, BOTH, "Each micro-batch counts the same, however few tokens it has.",
-        code=_MEAN_OF_MEANS),
+        code=whole05.MEAN_OF_MEANS),
     "accumulate-sum-of-means": _wrong(
         ACCUMULATE, BOTH, "The means are added up and never divided.",
-        code=_MEAN_OF_MEANS.replace(" / len(micro_batches)", "")),
+        code=whole05.MEAN_OF_MEANS.replace(" / len(micro_batches)", "")),
     "accumulate-shares-of-rows": _wrong(
         ACCUMULATE, BOTH, "Weighed by rows, as for a classifier; here tokens count.",
-        code=_ROW_SHARES),
+        code=whole05.ROW_SHARES),
     "accumulate-padding-counts": _wrong(
         ACCUMULATE, BOTH, "Divides by all tokens, with those that do not count.",
         "int((targets != -100).sum())", "targets.numel()"),
@@ -244,10 +163,10 @@ MUTANTS = {
         "model.zero_grad()\n", ""),
     "accumulate-one-backward": _wrong(
         ACCUMULATE, BOTH, "All graphs wait for one backward pass: right, with the large batch's memory.",
-        code=_ONE_BACKWARD),
+        code=whole05.ONE_BACKWARD),
     "accumulate-large-batch": _wrong(
         ACCUMULATE, BOTH, "Puts the pieces together again, which is the batch that did not fit.",
-        code=_LARGE_BATCH),
+        code=whole05.LARGE_BATCH),
     "accumulate-retains-the-graph": _wrong(
         ACCUMULATE, BOTH, "retain_graph keeps the activations, and the list of parts keeps the graphs.",
         "loss = 0.0", "loss, parts = 0.0, []", "part.backward()", "part.backward(retain_graph=True)\n    "
@@ -258,7 +177,7 @@ MUTANTS = {
         "logits = model(inputs)\n    kept.append(logits.detach())"),
     "accumulate-empty-piece": _wrong(
         ACCUMULATE, HIDDEN, "The mean over no tokens is NaN, and 0 times NaN is NaN.",
-        code=_MEANS_WITH_SHARES),
+        code=whole05.MEANS_WITH_SHARES),
     "accumulate-running-count": _wrong(
         ACCUMULATE, BOTH, "Divides by the tokens so far: the first micro-batches weigh too much.",
         "total = sum(int((targets != -100).sum()) for _, targets in micro_batches)\n", "total = 0\n",
@@ -314,5 +233,5 @@ MUTANTS = {
         "return host.put(tensor)", "return tensor"),
     "offload-hooks-stay-on": _wrong(
         OFFLOAD, BOTH, "The hooks are entered and never left: what runs later is sent as well.",
-        code=_HOOKS_STAY_ON),
+        code=whole05.HOOKS_STAY_ON),
 }

@@ -33,13 +33,17 @@ def lab_of(lab: str) -> Lab:
 
 @functools.cache
 def scores(lab: str) -> dict[str, Score]:
-    """All variants of one lab, run once: one process, one import of torch, only the cells that points need.
+    """All variants of one lab, run once: one import of torch, and only the cells that points need.
 
-    The whole lab runs in tests/notebooks and, under nbgrader, in tests/grading.
+    The first wrong answer to each exercise runs all of these, and so would show it if what a test does, and no name,
+    reached another exercise. The others run the cells that read what they change. The whole lab runs in
+    tests/notebooks and, under nbgrader, in tests/grading.
     """
     variants = {m: {spec["exercise"]: spec["code"]} for m, spec in MODULES[lab].MUTANTS.items()}
-    variants = {REFERENCE: {}, STUBS: stubs(lab_of(lab)), **variants}
-    return grade_all(lab_of(lab), variants, only_needed=True)
+    first = {exercise: name for name, answers in reversed(variants.items()) for exercise in answers}
+    whole = {REFERENCE: {}, STUBS: stubs(lab_of(lab)), **{name: variants.pop(name) for name in first.values()}}
+    graded = grade_all(lab_of(lab), whole, only_needed=True)
+    return graded | grade_all(lab_of(lab), variants, only_needed=True, only_affected=True)
 
 
 def test_every_lab_has_mutants():

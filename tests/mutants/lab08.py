@@ -1,0 +1,219 @@
+"""Wrong answers to lab 08 that look right: each loses exactly the graded cells named here."""
+
+from __future__ import annotations
+
+from .answers import Answers
+
+LAB = "08-model-parallel"
+_wrong = Answers(LAB).wrong
+
+COLUMNS, ROWS, LOSS, ORDER, BUBBLE = "ex1-columns", "ex2-rows", "ex3-cross-entropy", "ex4-order", "ex5-bubble"
+BOTH, HIDDEN = ("test", "hidden"), ("hidden",)
+
+_ENTER_BACKWARD = "total = gradient.clone()\n        group.all_reduce(total)\n        return total"
+_HOOK_ON_X = """
+def summed(gradient):
+    total = gradient.clone()
+    group.all_reduce(total)
+    return total
+
+x.register_hook(summed)
+rows, part = (t.tensor_split(group.world_size)[group.rank] for t in (weight, bias))
+return F.linear(x, rows, part)
+"""
+_HOOK_ON_VIEW = """
+def summed(gradient):
+    total = gradient.clone()
+    group.all_reduce(total)
+    return total
+
+entered = x.view_as(x)
+entered.register_hook(summed)
+rows, part = (t.tensor_split(group.world_size)[group.rank] for t in (weight, bias))
+return F.linear(entered, rows, part)
+"""
+_WHOLE_AND_SLICE = """
+return F.linear(x, weight, bias).tensor_split(group.world_size, -1)[group.rank]
+"""
+_EQUAL_ROWS = """
+class Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        total = gradient.clone()
+        group.all_reduce(total)
+        return total
+
+each = len(weight) // group.world_size
+mine = slice(group.rank * each, (group.rank + 1) * each)
+return F.linear(Enter.apply(x), weight[mine], bias[mine])
+"""
+_GATHERED = """
+n, part = group.world_size, logits.shape[1]
+most = torch.tensor([float(part)], dtype=logits.dtype)
+group.all_reduce(most, "max")
+padded = torch.full((len(logits), int(most)), -torch.inf, dtype=logits.dtype)
+padded[:, :part] = logits
+parts = torch.empty(n, *padded.shape, dtype=logits.dtype)
+group.all_gather(parts, padded)
+sizes = torch.zeros(n, dtype=logits.dtype)
+sizes[group.rank] = part
+group.all_reduce(sizes)
+whole = torch.cat([p[:, : int(size)] for p, size in zip(parts, sizes)], 1).requires_grad_()
+losses = F.cross_entropy(whole, targets, reduction="none", ignore_index=-100)
+gradient, = torch.autograd.grad(losses.sum(), whole)
+return losses.detach(), gradient[:, first : first + part]
+"""
+_LOCAL = """
+losses = F.cross_entropy(logits, (targets - first).clamp(0, logits.shape[1] - 1), reduction="none")
+gradient = logits.softmax(1)
+gradient[torch.arange(len(logits)), (targets - first).clamp(0, logits.shape[1] - 1)] -= 1
+return losses, gradient
+"""
+_GPIPE = 'return [(kind, k) for kind in "FB" for k in range(micro_batches)]'
+_FORMULA = """
+p, m = len(orders), len(orders[0]) // 2
+seconds = (m + p - 1) * (sum(forward) + sum(backward)) / p
+return seconds, (p - 1) / (m + p - 1)
+"""
+_SLOWEST = """
+p, m = len(orders), len(orders[0]) // 2
+seconds = (m + p - 1) * (max(forward) + max(backward))
+return seconds, 1 - m * (sum(forward) + sum(backward)) / (p * seconds)
+"""
+_LIBRARY_ORDER = """
+names = {"forward": "F", "backward": "B"}
+whole = pipeline_schedule.schedule("1f1b", stages, micro_batches)
+return [(names[action.kind], action.micro_batch) for action in whole[stage]]
+"""
+_LIBRARY_BUBBLE = """
+names = {"F": "forward", "B": "backward"}
+actions = [[pipeline_schedule.Action(names[kind], k) for kind, k in order] for order in orders]
+ran = pipeline_schedule.simulate(actions, forward, backward)
+return max(r.end for r in ran), pipeline_schedule.bubble(ran)
+"""
+
+# fmt: off
+MUTANTS = {
+    "columns-no-f": _wrong(
+        COLUMNS, BOTH, "The missing all-reduce: right outputs, one rank's share of the gradient.",
+        _ENTER_BACKWARD, "return gradient"),
+    "columns-mean": _wrong(
+        COLUMNS, BOTH, "A mean in the place of the sum.", "return total", "return total / group.world_size"),
+    "columns-hook-on-x": _wrong(
+        COLUMNS, BOTH, "Sums all of x's gradient, also what came past the layer and is whole.", code=_HOOK_ON_X),
+    "columns-needs-a-gradient": _wrong(
+        COLUMNS, HIDDEN, "A hook, which an input without a gradient refuses.", code=_HOOK_ON_VIEW),
+    "columns-whole-and-slice": _wrong(
+        COLUMNS, BOTH, "Computes all outputs on every rank and keeps its own.", code=_WHOLE_AND_SLICE),
+    "columns-equal-parts": _wrong(
+        COLUMNS, HIDDEN, "Cuts by division: loses outputs that the ranks do not divide.", code=_EQUAL_ROWS),
+    "columns-sum-forward-too": _wrong(
+        COLUMNS, BOTH, "Sends in the forward pass as well.",
+        "return x.view_as(x)", "again = x / group.world_size\n        group.all_reduce(again)\n        return again"),
+    "columns-sent-twice": _wrong(
+        COLUMNS, BOTH, "Two all-reduces: right values, twice the bytes.",
+        "return total", "again = total / group.world_size\n        group.all_reduce(again)\n        return again"),
+    "columns-whole-bias": _wrong(
+        COLUMNS, BOTH, "Adds the first outputs' bias on every rank.",
+        "bias.tensor_split(group.world_size)[group.rank]", "bias.tensor_split(group.world_size)[0]"),
+    "rows-local": _wrong(
+        ROWS, BOTH, "Never sends: one rank's summand.", "group.all_reduce(total)", "pass"),
+    "rows-bias-on-every-rank": _wrong(
+        ROWS, BOTH, "Adds the bias before the sum, once a rank.",
+        "F.linear(part, columns)", "F.linear(part, columns, bias)",
+        "total if bias is None else total + bias", "total"),
+    "rows-bias-in-shares": _wrong(
+        ROWS, BOTH, "An N-th of the bias on each rank: right outputs, an N-th of its gradient.",
+        "F.linear(part, columns)", "F.linear(part, columns, None if bias is None else bias / group.world_size)",
+        "total if bias is None else total + bias", "total"),
+    "rows-bias-on-rank-0": _wrong(
+        ROWS, BOTH, "The bias on one rank: right outputs, but the other ranks' copies never learn.",
+        "total if bias is None else total + bias", "total",
+        "F.linear(part, columns)", "F.linear(part, columns, bias if group.rank == 0 else None)"),
+    "rows-sum-backward-too": _wrong(
+        ROWS, BOTH, "Sums the gradient as well: N times as long.",
+        "return gradient", "again = gradient.clone()\n        group.all_reduce(again)\n        return again"),
+    "rows-mean": _wrong(
+        ROWS, BOTH, "The mean of the summands.", "return total\n", "return total / group.world_size\n"),
+    "rows-always-a-bias": _wrong(
+        ROWS, HIDDEN, "Takes for granted that there is a bias.", "total if bias is None else total + bias",
+        "total + bias"),
+    "rows-equal-parts": _wrong(
+        ROWS, HIDDEN, "Cuts by division: right only where the ranks divide the inputs.",
+        "weight.tensor_split(group.world_size, 1)[group.rank]",
+        "weight[:, group.rank * (w := weight.shape[1] // group.world_size) : (group.rank + 1) * w]"),
+    "rows-detached": _wrong(
+        ROWS, BOTH, "Sums outside of autograd's sight: no gradient at all.",
+        "Leave.apply(F.linear(part, columns))", "F.linear(part, columns).detach()\ngroup.all_reduce(total)"),
+    "loss-gathered": _wrong(LOSS, BOTH, "Gathers all logits: right values, the bytes of the vocabulary.",
+        code=_GATHERED),
+    "loss-local": _wrong(LOSS, BOTH, "The loss among this rank's tokens only.", code=_LOCAL),
+    "loss-own-peak": _wrong(
+        LOSS, BOTH, "Each rank subtracts its own largest logit.", 'group.all_reduce(peak, "max")', "pass"),
+    "loss-summed-peak": _wrong(
+        LOSS, BOTH, "Forgets to sum the exponentials over the ranks.", "group.all_reduce(sums)", "pass"),
+    "loss-no-peak": _wrong(
+        LOSS, HIDDEN, "Subtracts nothing: overflows where logits are large.",
+        "shifted = logits - peak[:, None]", "shifted = logits"),
+    "loss-target-on-every-rank": _wrong(
+        LOSS, BOTH, "Counts some logit for the target on ranks that do not have it.",
+        "torch.where(mine, shifted.gather(1, local[:, None])[:, 0], 0.0)", "shifted.gather(1, local[:, None])[:, 0]"),
+    "loss-ignored-counts": _wrong(
+        LOSS, HIDDEN, "Gives positions that do not count a loss and a gradient.",
+        "targets != -100", "targets != -101"),
+    "loss-ignored-gradient": _wrong(
+        LOSS, HIDDEN, "No loss, but a gradient, where nothing counts.", "gradient * counts[:, None]", "gradient"),
+    "loss-no-minus-one": _wrong(
+        LOSS, BOTH, "The gradient is the softmax alone.", "gradient[mine, local[mine]] -= 1", "pass"),
+    "loss-minus-one-everywhere": _wrong(
+        LOSS, BOTH, "Subtracts one also where the target is another rank's.",
+        "gradient[mine, local[mine]] -= 1", "gradient[torch.arange(len(local)), local] -= 1"),
+    "loss-equal-parts": _wrong(
+        LOSS, HIDDEN, "Takes for granted that all ranks have as many tokens.",
+        "shifted = logits - peak[:, None]",
+        "shifted, first = logits - peak[:, None], group.rank * logits.shape[1]"),
+    "order-gpipe": _wrong(ORDER, BOTH, "All forwards, then all backwards: holds every micro-batch.", code=_GPIPE),
+    "order-library": _wrong(ORDER, BOTH, "Asks labkit for the order.", code=_LIBRARY_ORDER),
+    "order-one-more": _wrong(
+        ORDER, BOTH, "A forward too many to warm up: one more micro-batch in memory.",
+        "stages - 1 - stage)", "stages - stage)"),
+    "order-one-less": _wrong(
+        ORDER, BOTH, "A forward too few to warm up: slower, or a deadlock.",
+        "stages - 1 - stage)", "max(0, stages - 2 - stage))"),
+    "order-none": _wrong(
+        ORDER, BOTH, "No forwards to warm up: stages wait for each other.",
+        "min(micro_batches, stages - 1 - stage)", "0"),
+    "order-from-the-end": _wrong(
+        ORDER, BOTH, "Counts the stages from the other end.", "stages - 1 - stage)", "stage)"),
+    "order-few": _wrong(
+        ORDER, HIDDEN, "Warms up with micro-batches that do not exist.",
+        "min(micro_batches, stages - 1 - stage)", "stages - 1 - stage"),
+    "order-no-end": _wrong(
+        ORDER, BOTH, "Forgets the backwards that are left.",
+        "order + [(\"B\", k) for k in range(micro_batches - warm, micro_batches)]", "order"),
+    "order-descending": _wrong(
+        ORDER, BOTH, "The last backwards descend, so that one message is taken for another.",
+        "range(micro_batches - warm, micro_batches)]", "reversed(range(micro_batches - warm, micro_batches))]"),
+    "order-two-or-four": _wrong(
+        ORDER, HIDDEN, "Right for two and four stages only.",
+        "stages - 1 - stage)", "(stages if stages in (2, 4) else 4) - 1 - min(stage, 3))"),
+    "bubble-formula": _wrong(BUBBLE, BOTH, "The formula for equal stages, with mean times.", code=_FORMULA),
+    "bubble-slowest": _wrong(BUBBLE, BOTH, "All stages as slow as the slowest.", code=_SLOWEST),
+    "bubble-library": _wrong(BUBBLE, BOTH, "Asks labkit for the bubble.", code=_LIBRARY_BUBBLE),
+    "bubble-over-work": _wrong(
+        BUBBLE, BOTH, "Idle time over useful time.", "1 - work / (p * seconds)", "p * seconds / work - 1"),
+    "bubble-no-backward-waits": _wrong(
+        BUBBLE, BOTH, "A backward does not wait for the next stage's.", "stage + 1\n", "-1\n"),
+    "bubble-last-stage": _wrong(
+        BUBBLE, BOTH, "Ends with the last stage, while the first still works.", "max(clock)", "clock[-1]"),
+    "bubble-forward-times": _wrong(
+        BUBBLE, BOTH, "Takes forwards' times for backwards.",
+        'begin + (forward if kind == "F" else backward)[stage]', "begin + forward[stage]"),
+    "bubble-no-clock": _wrong(
+        BUBBLE, BOTH, "Begins when the input is there, though the stage is still busy.",
+        "max(clock[stage], ends.get((source, kind, k), 0.0))", "ends.get((source, kind, k), 0.0)"),
+}
