@@ -49,6 +49,9 @@ class _Ranks:
         except BaseException as error:
             self.errors.append((rank, error))
             ProcessLocalGroup.exception_handle(error)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     def waits(self, rank: int) -> str:
         """The collective that a living rank waits in; empty where it computes."""
