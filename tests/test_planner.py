@@ -97,6 +97,17 @@ def test_the_host_and_several_gpus():
         plan("opt-1.3b", "24GB", only="full-fp31")
 
 
+def test_a_way_for_another_number_of_gpus_is_told():
+    with pytest.raises(LabError, match=r"several GPUs.*--gpus 2"):
+        plan("opt-1.3b", "24GB", only="torch.fsdp2+peft.lora")
+    with pytest.raises(LabError, match="one GPU"):
+        plan("opt-1.3b", "24GB", gpus=2, only="full-fp32")
+    alone, several = (plan("opt-1.3b", "24GB", gpus=count) for count in (1, 2))
+    offloaded = next(option for option in several.options if option.name == "offloaded")
+    assert offloaded.way.what.startswith("on one GPU") and offloaded.case.world_size == 1
+    assert any("several GPUs" in line for line in several.unknown) and not any("several" in u for u in alone.unknown)
+
+
 def test_what_the_offloaded_way_says_is_what_the_method_predicts():
     method, model = OffloadedFineTuning(weights="bfloat16"), micro_llama()
     method.prepare(model, Letters(), steps=1)
