@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+
+def nvml_handle(device: Any) -> Any:
+    """NVML's handle of torch's CUDA device.
+
+    Raises:
+        Exception: of several kinds, where there is no driver or no NVML.
+    """
+    import pynvml
+    import torch
+
+    pynvml.nvmlInit()
+    # CUDA_VISIBLE_DEVICES renumbers torch's GPUs but not NVML's, so the GPU is found by its id.
+    uuid = torch.cuda.get_device_properties(torch.device(device)).uuid
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+
 
 class EnergyMeter:
     """Joules that a GPU used since the meter was made; None where there is no counter to read.
@@ -17,12 +34,8 @@ class EnergyMeter:
         if device.startswith("cuda"):
             try:
                 import pynvml
-                import torch
 
-                pynvml.nvmlInit()
-                uuid = str(torch.cuda.get_device_properties(torch.device(device)).uuid)
-                # CUDA_VISIBLE_DEVICES renumbers torch's GPUs but not NVML's, so the GPU is found by its id.
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+                self._handle = nvml_handle(device)
                 self._start = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
             except Exception:  # no driver, no counter: energy is unknown, nothing else is wrong
                 self._handle = None

@@ -10,18 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from labkit.bench.ranks import settle
 from labkit.bench.steps import median_ms
 from labkit.bench.zero_steps import MIB, Setting
 from labkit.parallel import collectives
 from labkit.parallel.collectives import Traffic, ring_traffic
 from labkit.parallel.group import device
 from labkit.parallel.nvlink import SentOverNvlink
+from labkit.parallel.zero_wire import all_gather_single, reduce_scatter_single
 
 WARM, FEWEST, MOST = 2, 5, 40
 _MANY_BYTES = 2**28  # for which FEWEST repetitions are enough
-# The same collectives; torch 2.13 warns of the names that 2.11 has.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def two_halves(tensor: Tensor, traffic: Traffic) -> None:
     """torch's reduce-scatter, then its all-gather: what ZeRO's first two stages do."""
     world, rank = dist.get_world_size(), dist.get_rank()
     part = tensor.view(world, -1)[rank]
-    _reduce_scatter(part, tensor)
-    _all_gather(tensor, part)
+    reduce_scatter_single(part, tensor)
+    all_gather_single(tensor, part)
 
 
 def torchs(tensor: Tensor, traffic: Traffic) -> None:
@@ -99,9 +98,7 @@ def measured(setting: Payload) -> dict[str, Any]:
     for _ in range(WARM):
         run(tensor, Traffic())
     times = max(FEWEST, min(MOST, _MANY_BYTES // (count * dtype.itemsize)))
-    dist.barrier()
-    if here.type == "cuda":
-        torch.cuda.synchronize()
+    settle(here)
     link = SentOverNvlink(here)
     step_ms = median_ms(lambda: run(tensor, Traffic()), times, here.type)
     sent = link.bytes()

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from labkit.bench.steps import attempt, bus_rates, configuration, median_ms, rounded
+from labkit.bench.steps import attempt, bus_rates, configuration, is_in, median_ms, rounded
 
 if TYPE_CHECKING:
     from labkit.bench.offload_steps import Plain
@@ -130,10 +130,6 @@ class Setting:
         batch, seq_len, segments = size
         return replace(self, batch=batch, seq_len=seq_len, segments=segments, **changes)
 
-    def is_in(self, done: Sequence[dict]) -> bool:
-        """Whether one of these rows has this setting."""
-        return any(asdict(self).items() <= row.items() for row in done)
-
 
 def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     """First `none` at every size, whose times the others are compared with; not the rows that are `done`."""
@@ -148,7 +144,7 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     rates = bus_rates(scale.device, synthetic)
     compute = {tuple(row[key] for key in SIZE): row["step_ms"] for row in done if row["method"] == "none"}
     for together in sessions(plan, scale.dtype):
-        todo = [setting for setting in together if not setting.is_in(done)]
+        todo = [setting for setting in together if not is_in(setting, done)]
         for setting, found, note in _session(todo, plan, case, config):
             size = (setting.batch, setting.seq_len, setting.segments)
             if setting.method == "none":

@@ -14,6 +14,7 @@ from torch import Tensor
 from labkit.bench.offload_steps import LEARNING_RATE, Plain
 from labkit.ledger import storage_bytes
 from labkit.memory.checkpointed import decoder_layers
+from labkit.parallel.zero_torch import local_parts
 
 if TYPE_CHECKING:
     from labkit.ledger.case import Case
@@ -106,10 +107,8 @@ class Fsdp(Plain):
 
     def host_bytes(self) -> int:
         """Parameters, as much again for gradients, and the optimizer's states."""
-        weights = [p.to_local() for p in self.model.parameters()]  # type: ignore[attr-defined]
         states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        local = [v.to_local() if hasattr(v, "to_local") else v for v in states]
-        return 2 * storage_bytes(weights) + storage_bytes(local)
+        return 2 * storage_bytes(local_parts(self.model.parameters())) + storage_bytes(local_parts(states))
 
     def host_ms(self) -> float:
         """The optimizer's last step, in which the device has nothing to do."""

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from labkit.bench.ranks import settle
 from labkit.bench.steps import configuration, median_ms
 from labkit.ledger import storage_bytes
 from labkit.parallel.group import device
@@ -19,6 +20,7 @@ from labkit.parallel.pipeline_schedule import Ran
 from labkit.parallel.pipeline_stage import Stage
 from labkit.parallel.tensor_llama import tensor_parallel
 from labkit.parallel.tensor_traffic import Messages
+from labkit.parallel.zero_torch import local_parts
 
 WARM, TIMED = 2, 3
 MIB = 2**20
@@ -49,20 +51,20 @@ def measured(setting: Setting) -> dict[str, Any]:
         run()
     for _ in range(WARM - 1):
         run()
-    _settle(here)
+    settle(here)
     if here.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
     def together() -> None:
         run()
-        _settle(here)
+        settle(here)
 
     step_ms = median_ms(together, TIMED, here.type)
     peak = torch.cuda.max_memory_allocated() / MIB if here.type == "cuda" else None
     found = {
         "backend": dist.get_backend(),
         "step_ms": step_ms,
-        "weights_mib": storage_bytes(_local(module)) / MIB,
+        "weights_mib": storage_bytes(local_parts(module.parameters())) / MIB,
         "peak_allocated_mib": peak,
         "sent_mib": sum(messages.counts("send")) / MIB,
         "all_reduced_mib": sum(messages.counts("all_reduce")) / MIB,
@@ -78,17 +80,6 @@ def measured(setting: Setting) -> dict[str, Any]:
 
 def _plain(ran: Ran) -> list[Any]:
     return [ran.stage, ran.action.kind, ran.action.micro_batch, round(ran.start, 3), round(ran.end, 3)]
-
-
-def _settle(here: torch.device) -> None:
-    """Ranks begin a step together, so that each is timed from its first action to its last."""
-    dist.barrier()
-    if here.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _local(module: torch.nn.Module) -> list[Tensor]:
-    return [p.to_local() if hasattr(p, "to_local") else p for p in module.parameters()]
 
 
 def _model(setting: Setting, here: torch.device) -> Any:
@@ -173,7 +164,7 @@ def _torchs_tensor(model: Any, setting: Setting, batch: dict[str, Tensor]) -> Ma
     from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
 
     mesh = init_device_mesh(device().type, (dist.get_world_size(),))
-    cut = parallelize_module(model, mesh, _plan(model.config.num_hidden_layers))
+    cut = parallelize_module(model, mesh, torchs_plan(model.config.num_hidden_layers))
     targets = F.pad(batch["labels"], (0, 1), value=-100)[..., 1:].flatten()
 
     def run() -> None:
@@ -185,7 +176,8 @@ def _torchs_tensor(model: Any, setting: Setting, batch: dict[str, Tensor]) -> Ma
     return cut, run, None
 
 
-def _plan(layers: int) -> dict[str, Any]:
+def torchs_plan(layers: int, block: bool = True) -> dict[str, Any]:
+    """torch's plan for a Llama; with `block` the input of each block is prepared once, as our f does."""
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel
 
@@ -193,10 +185,11 @@ def _plan(layers: int) -> dict[str, Any]:
     layer: dict[str, Any] = {f"self_attn.{n}_proj": ColwiseParallel() for n in "qkv"}
     layer |= {"self_attn.o_proj": RowwiseParallel(), "mlp.down_proj": RowwiseParallel()}
     layer |= {f"mlp.{n}_proj": ColwiseParallel() for n in ("gate", "up")}
-    layer["self_attn"] = PrepareModuleInput(
-        input_kwarg_layouts={"hidden_states": whole}, desired_input_kwarg_layouts={"hidden_states": whole}
-    )
-    layer["mlp"] = PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole)
+    if block:
+        layer["self_attn"] = PrepareModuleInput(
+            input_kwarg_layouts={"hidden_states": whole}, desired_input_kwarg_layouts={"hidden_states": whole}
+        )
+        layer["mlp"] = PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole)
     found = {f"model.layers.{i}.{name}": style for i in range(layers) for name, style in layer.items()}
     found["model.embed_tokens"] = RowwiseParallel(input_layouts=whole)
     return found | {"lm_head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)}

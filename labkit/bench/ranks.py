@@ -70,6 +70,16 @@ def _in_rank(measure: Callable[[Setting], dict], settings: list[Setting], place:
         dist.barrier()  # or a rank that fails in the next setting would end others that have yet to write this one
 
 
+def settle(device: Any) -> None:
+    """Ranks begin what is timed together, with nothing left to do from before."""
+    import torch
+    import torch.distributed as dist
+
+    dist.barrier()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def _read(place: str, ranks: int) -> list[list[dict]]:
     """For each setting that all ranks finished, what each of them wrote."""
     files = [Path(f"{place}.{rank}") for rank in range(ranks)]

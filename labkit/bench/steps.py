@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,6 +89,11 @@ def median_ms(run: Callable[[], Any], count: int, device: str) -> float:
         mark.record()
     torch.cuda.synchronize()
     return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks))
+
+
+def is_in(setting: Any, done: Sequence[dict]) -> bool:
+    """Whether one of these rows has this setting, a dataclass."""
+    return any(asdict(setting).items() <= found.items() for found in done)
 
 
 def bus_rates(device: str, gb_per_s: float | None = None) -> dict[str, float]:

@@ -17,11 +17,11 @@ The rows of `7.5b` are the formula of `labkit.parallel.zero_formula` for the pap
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from labkit.bench.ranks import measured, ranks_here, row, together
-from labkit.bench.steps import rounded
+from labkit.bench.steps import is_in, rounded
 
 if TYPE_CHECKING:
     from labkit.bench.zero_steps import Setting
@@ -91,7 +91,7 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
         yield from by_formula()
     for name, share in plan.models:
         for count in ranks_here(scale.device, plan.world_sizes, max(plan.world_sizes)):
-            todo = [s for s in settings(plan, name, share, count) if not _is_in(s, done)]
+            todo = [s for s in settings(plan, name, share, count) if not is_in(s, done)]
             for setting, found, note in measured(measure, todo, count, scale.device):
                 yield row(_COLUMNS, setting, note=note, **(_together(setting, found) if found else {}))
 
@@ -119,10 +119,6 @@ def by_formula() -> Iterator[dict]:
             predicted_sent_mib=rounded(traffic_per_step(stage, 7.5e9, 64) / 2**20),
             note="by formula; not measured",
         )
-
-
-def _is_in(setting: Setting, done: Sequence[dict]) -> bool:
-    return any(asdict(setting).items() <= row.items() for row in done)
 
 
 def _together(setting: Setting, ranks: list[dict]) -> dict[str, Any]:

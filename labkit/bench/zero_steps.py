@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from labkit.bench.ranks import settle
 from labkit.bench.steps import configuration, median_ms
 from labkit.energy import EnergyMeter
 from labkit.ledger import Ledger
@@ -114,9 +115,8 @@ def measured(setting: Setting) -> dict[str, Any]:
         losses = [method.measured_step(batch, ledger)]
         for _ in range(WARM):
             method.step(batch)
-        dist.barrier()
+        settle(here)
         if gpu:
-            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         energy, link = EnergyMeter(str(here)), SentOverNvlink(here)
         step_ms = median_ms(lambda: losses.append(method.step(batch)), TIMED, here.type)

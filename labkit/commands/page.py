@@ -40,6 +40,8 @@ body.jp-Notebook { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 math { font-size: 1.1em; }
 math[display="block"] { margin: 0.8em 0; }
 img, figure { max-width: 100%; height: auto; }
+/* A page and its print show all of a long line; there is no bar to scroll on paper. */
+.jp-InputArea-editor .highlight pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 </style>
 {%- endblock -%}
 {%- block data_latex scoped -%}

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from labkit.energy import nvml_handle
+
 KIB = 1024
 ALL_LINKS = 2**32 - 1  # as the scope of a field
 
@@ -28,12 +30,7 @@ class SentOverNvlink:
         if device.type != "cuda":
             return
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            # CUDA_VISIBLE_DEVICES renumbers torch's GPUs but not NVML's, so the GPU is found by its id.
-            uuid = str(torch.cuda.get_device_properties(device).uuid)
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+            self._handle = nvml_handle(device)
             self._start = self._read()
         except Exception:  # no driver, no link, no counter: traffic is unknown, nothing else is wrong
             self._handle = None

@@ -8,6 +8,7 @@ once a step and stay until the backward pass has used them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -74,13 +75,13 @@ class TorchSharded(FullFineTuning):
         """The same step with this rank's true storages counted."""
         with self._saved() as saved:
             mean = self._gradients(batch)
-        gradients = storage_bytes(_local(p.grad for p in self._trained if p.grad is not None))
+        gradients = storage_bytes(local_parts(p.grad for p in self._trained if p.grad is not None))
         self._update_after_backward()
-        weights = list(_local(self._model.parameters()))
+        weights = list(local_parts(self._model.parameters()))
         ledger.measured = {
             "weights": storage_bytes(weights),
             "gradients": gradients,
-            "optimizer_states": storage_bytes(_local(self._states())),
+            "optimizer_states": storage_bytes(local_parts(self._states())),
             "buffers": storage_bytes(self._model.buffers(), but=weights),
             **saved,
         }
@@ -94,7 +95,7 @@ class TorchSharded(FullFineTuning):
         return optimizer_tensors(self._optimizer)
 
 
-def _local(tensors: Any) -> Any:
+def local_parts(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     """This rank's part of DTensors; plain tensors as they are."""
     return (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
 
@@ -191,5 +192,5 @@ class TorchFsdp2(TorchSharded):
 
     def predicted_bytes(self) -> dict[str, int]:
         """4 bytes of weights, 4 of gradients and 8 of moments for each value of this rank's rows."""
-        count = sum(t.numel() for t in _local(self._trained))
+        count = sum(t.numel() for t in local_parts(self._trained))
         return {"weights": 4 * count, "gradients": 4 * count, "optimizer_states": 8 * count + 4 * len(self._trained)}

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 # The same collectives; torch 2.13 warns of the names that 2.11 has.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Wire:
@@ -63,7 +63,7 @@ class Wire:
 
     def all_gather(self, whole: Tensor, part: Tensor) -> Any:
         """Fill `whole` with every rank's `part`, which may lie in `whole`; inside `gathering`. Returns an event."""
-        _all_gather(whole, part)
+        all_gather_single(whole, part)
         self.sent["all_gather"] += (self.world_size - 1) * part.numel() * part.element_size()
         return self._event()
 
@@ -75,7 +75,7 @@ class Wire:
         """
         with self._beside(self._reduces):
             if self.native:
-                _reduce_scatter(part, whole, op=dist.ReduceOp.AVG)
+                reduce_scatter_single(part, whole, op=dist.ReduceOp.AVG)
             else:
                 self._reduce_by_all_to_all(part, whole)
             self.sent["reduce_scatter"] += (self.world_size - 1) * part.numel() * part.element_size()

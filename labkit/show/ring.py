@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
+from labkit.show.anatomy_style import number
 from labkit.show.display import figure_html
 from labkit.show.explorer import Explorer
 from labkit.show.style import PALETTE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST = 8
+RATES = (("blue", "o"), ("green", "^"), ("purple", "D"), ("red", "s"))
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,20 @@ def ring_figure(world_size: int, step: int) -> Figure:
     """The chunks of every rank after `step`; what has just arrived is framed, finished sums are filled."""
     import matplotlib.pyplot as plt
 
-    moment, whole = ring_moments(world_size)[step], (10**world_size - 1) // 9
+    moment = ring_moments(world_size)[step]
     fig, ax = plt.subplots(figsize=(7.2, 0.9 + 0.5 * world_size))
+    _grid(ax, moment, world_size)
+    ax.set_xticks([c + 0.5 for c in range(world_size)], [f"chunk {c}" for c in range(world_size)], fontsize="small")
+    ax.set_yticks([r + 0.5 for r in range(world_size)], [f"rank {r}" for r in range(world_size)])
+    ax.set_title(_title(moment, world_size))
+    return fig
+
+
+def _grid(ax: Axes, moment: Moment, world_size: int, size: float = 10) -> None:
+    from matplotlib.patches import Rectangle
+
+    whole = (10**world_size - 1) // 9
+    centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size}
     for rank, row in enumerate(moment.values):
         for chunk, value in enumerate(row):
             done = value == whole
@@ -74,17 +89,44 @@ def ring_figure(world_size: int, step: int) -> Figure:
                 "edgecolor": PALETTE["red"] if came else PALETTE["grey"],
                 "linewidth": 3 if came else 0.8,
             }
-            ax.add_patch(plt.Rectangle((chunk + 0.06, rank + 0.1), 0.88, 0.8, **style))
+            ax.add_patch(Rectangle((chunk + 0.06, rank + 0.1), 0.88, 0.8, **style))
             ink = "white" if done else "black"
-            ax.text(chunk + 0.5, rank + 0.5, f"{value:0{world_size}d}", ha="center", va="center", color=ink)
+            ax.text(chunk + 0.5, rank + 0.5, f"{value:0{world_size}d}", color=ink, **centred)
     ax.set(xlim=(0, world_size), ylim=(world_size, 0))
-    ax.set_xticks([c + 0.5 for c in range(world_size)], [f"chunk {c}" for c in range(world_size)], fontsize="small")
-    ax.set_yticks([r + 0.5 for r in range(world_size)], [f"rank {r}" for r in range(world_size)])
     ax.tick_params(length=0)
     ax.grid(False)
     ax.spines[:].set_visible(False)
-    ax.set_title(_title(moment, world_size))
+
+
+def frames_figure(world_size: int) -> Figure:
+    """All steps side by side, four in a row."""
+    import matplotlib.pyplot as plt
+
+    moments = ring_moments(world_size)
+    down = -(-len(moments) // 4)
+    fig, axes = plt.subplots(down, 4, figsize=(7.2, 0.5 + 1.6 * down), squeeze=False)
+    for ax in axes.flat[len(moments) :]:
+        ax.set_axis_off()
+    for ax, moment in zip(axes.flat, moments, strict=False):
+        _grid(ax, moment, world_size, 7)
+        adds = "adds" if moment.step < world_size else "copies"
+        ax.set_title(f"step {moment.step}, {adds}" if moment.step else "beginning", fontsize="small")
+        ax.set_xticks([])
+        ax.set_yticks([r + 0.5 for r in range(world_size)], [str(r) for r in range(world_size)], fontsize="small")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("rank", fontsize="small")
+    fig.suptitle(_frames_title(world_size), fontsize="medium", fontweight="bold", x=0.01, ha="left")
     return fig
+
+
+def _frames_title(world_size: int) -> str:
+    return f"{world_size - 1} steps that add, then {world_size - 1} that copy: every rank has every finished sum"
+
+
+def frames_words(world_size: int) -> str:
+    """The title, and each step's number of finished chunks."""
+    each = "; ".join(_title(moment, world_size) for moment in ring_moments(world_size))
+    return f"Grids of ranks and chunks, one for each step. {_frames_title(world_size)}. {each}."
 
 
 def _title(moment: Moment, world_size: int) -> str:
@@ -146,7 +188,10 @@ def sent_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for method, (colour, mark) in zip(methods, (("blue", "o"), ("red", "s"), ("green", "^")), strict=False):
         mine = [(row["world_size"], row["copies"]) for row in rows if row["method"] == method]
-        ax.plot(*zip(*mine, strict=True), mark, color=PALETTE[colour], label=method)
+        # Filled over hollow, so that both show where they are equal.
+        face = PALETTE[colour] if mark == "o" else "none"
+        style: dict[str, Any] = {"ms": 6 if mark == "o" else 11, "mew": 2, "mfc": face}
+        ax.plot(*zip(*mine, strict=True), mark, color=PALETTE[colour], label=method, **style)
     ax.axhline(1, color=PALETTE["black"], linestyle=":", linewidth=1.2, label="one copy")
     ax.set(xlabel="ranks (N)", ylabel="sent by the busiest rank (copies)", ylim=(-0.1, None))
     ax.set_xticks(range(1, most + 1))
@@ -157,7 +202,7 @@ def sent_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _sent_title(rows: Sequence[Mapping[str, Any]]) -> str:
     most = max(row["world_size"] for row in rows)
-    each = [f"{row['method']} {row['copies']:.3g}" for row in rows if row["world_size"] == most]
+    each = [f"{row['copies']:.3g} ({row['method']})" for row in rows if row["world_size"] == most]
     return f"On {most} ranks the busiest sends, in copies: {', '.join(each)}"
 
 
@@ -165,3 +210,52 @@ def sent_words(rows: Sequence[Mapping[str, Any]]) -> str:
     """Every point."""
     each = [f"{row['method']} on {row['world_size']}: {row['copies']:.3g}" for row in rows]
     return f"Copies that the busiest rank sends, by number of ranks. {_sent_title(rows)}. {'; '.join(each)}."
+
+
+def rates_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Time of an all-reduce by size, and α + n/β drawn through the smallest and the largest of each method.
+
+    Args:
+        rows: of table `allreduce`, of one dtype and number of ranks: `method`, `mib`, `step_ms`.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7.2, 3.6))
+    for (method, points), (colour, mark) in zip(_by_method(rows).items(), RATES, strict=False):
+        sizes, times = zip(*points, strict=True)
+        fine = [sizes[0] * (sizes[-1] / sizes[0]) ** (i / 100) for i in range(101)]
+        ax.plot(fine, [_between(points, size) for size in fine], "-", color=PALETTE[colour], linewidth=1)
+        ax.plot(sizes, times, mark, color=PALETTE[colour], label=method)
+    ax.set(xscale="log", yscale="log", xlabel="tensor (MiB)", ylabel="time (ms)")
+    ax.set_title(_rates_title(rows))
+    ax.legend(title="measured; lines: α + n/β", fontsize="small", title_fontsize="small")
+    return fig
+
+
+def _by_method(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    methods = dict.fromkeys(row["method"] for row in rows if row["step_ms"])
+    return {
+        method: sorted((row["mib"], row["step_ms"]) for row in rows if row["method"] == method and row["step_ms"])
+        for method in methods
+    }
+
+
+def _between(points: Sequence[tuple[float, float]], size: float) -> float:
+    """The straight line through the first and the last point."""
+    (low, least), (high, most) = points[0], points[-1]
+    return least + (size - low) * (most - least) / (high - low)
+
+
+def _rates_title(rows: Sequence[Mapping[str, Any]]) -> str:
+    each = _by_method(rows).values()
+    off = max(abs(_between(points, size) / time - 1) for points in each for size, time in points)
+    return f"Small tensors cost α, large ones n/β: the formula is within {100 * off:.0f} %"
+
+
+def rates_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The title, and the ends of each line."""
+    each = []
+    for method, points in _by_method(rows).items():
+        (low, least), (high, most) = points[0], points[-1]
+        each.append(f"{method} {number(least)} ms at {number(low)} MiB and {number(most)} ms at {number(high)} MiB")
+    return f"Time of an all-reduce by size, on logarithmic axes. {_rates_title(rows)}. {'; '.join(each)}."

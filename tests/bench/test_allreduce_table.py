@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+from table_rows import rows_on_cpu
 
 from labkit.bench import allreduce as bench
 from labkit.bench import record
-from labkit.scale import Scale
 
 PLAN = bench.Plan((2**-10, 0.25), ("float32",), (("llama-4x64", 2, 16),), "float32", (2, 3))
 
 
 @pytest.fixture(scope="module")
 def rows():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setitem(bench.PLANS, "tiny", PLAN)
-        yield list(bench.rows(Scale.here(name="tiny")))
+    return rows_on_cpu(bench, PLAN)
 
 
 def test_there_is_a_row_for_each_setting(rows):

@@ -6,22 +6,19 @@ import json
 from dataclasses import replace
 
 import pytest
+from table_rows import rows_on_cpu
 
 from labkit.bench import record
 from labkit.bench import zero as bench
 from labkit.bench.ranks import measured
 from labkit.bench.zero_steps import measured as measure
-from labkit.scale import Scale
 
 PLAN = bench.Plan((("llama-4x64", 2),), 16, "float32", (2,))
 
 
 @pytest.fixture(scope="module")
 def rows():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setitem(bench.PLANS, "tiny", PLAN)
-        yield list(bench.rows(Scale.here(name="tiny")))
+    return rows_on_cpu(bench, PLAN)
 
 
 def test_there_is_a_row_for_each_method(rows):

@@ -16,6 +16,7 @@ from labkit.ledger import Ledger
 from labkit.memory.accumulation import Accumulated
 from labkit.methods import FirstOrder, FullFineTuning
 from labkit.parallel.ddp import DDP, Bucketed, NaiveDDP, TorchDDP
+from labkit.parallel.reducer_watch import watched_backward
 from labkit.training import train
 
 TASK = Letters()
@@ -170,7 +171,31 @@ def refused_methods() -> list[str]:
         return []
 
 
-CHECKS = (methods, mutants, bytes_per_rank, training, refused_methods)
+def watched() -> list[str]:
+    """A watched backward pass averages the same gradients, tells every average once and leaves nothing behind."""
+    wrong = []
+    for name in reducer_runs.KINDS:
+        nets = reducer_runs.Net(), reducer_runs.Net()
+        first, second = (reducer_runs.KINDS[name](net) for net in nets)
+        reducer_runs.loss_of(nets[0], 0).backward()
+        first.finish()
+        told = watched_backward(second, reducer_runs.loss_of(nets[1], 0))
+        wrong += [f"{name}: {said}" for said in [reducer_runs.differ(*nets)] if said]
+        if [one.bytes for one in told.sent] != [n * size for n, size in second.sizes()]:
+            wrong.append(f"{name}: averages of {[one.bytes for one in told.sent]} bytes")
+        if any(not 0 <= one.begun <= one.done for one in told.sent) or told.backward_ms <= 0:
+            wrong.append(f"{name}: {told}")
+        # One bucket is complete with the last gradient, which is still within autograd; one by one begins after it.
+        if (told.early == 0) != name.startswith("naive") or (name.startswith("one") and len(told.sent) != 1):
+            wrong.append(f"{name}: {told.early} averages began in the backward pass")
+        if "start" in vars(second.averager):
+            wrong.append(f"{name}: still watched")
+        first.close()
+        second.close()
+    return wrong
+
+
+CHECKS = (methods, watched, mutants, bytes_per_rank, training, refused_methods)
 
 
 def everything() -> dict:

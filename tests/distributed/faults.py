@@ -12,12 +12,14 @@ import time
 import torch
 import torch.distributed as dist
 
+from labkit.parallel.group import device
+
 
 def reduce_ones():
-    """An all-reduce in which every rank waits for all."""
-    values = torch.ones(4)
+    """An all-reduce in which every rank waits for all; read on the host, since NCCL's only queues the wait."""
+    values = torch.ones(4, device=device())
     dist.all_reduce(values)
-    return values
+    return values.cpu()
 
 
 def raises(rank):
@@ -26,7 +28,7 @@ def raises(rank):
     reduce_ones()
 
 
-def killed(rank, number):
+def killed(rank, number=signal.SIGKILL):
     """`rank` is killed while the others wait for it."""
     reduce_ones()
     if dist.get_rank() == rank:

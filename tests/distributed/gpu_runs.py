@@ -1,10 +1,6 @@
-"""What runs on two GPUs: the stages beside torch's DDP, with their bytes, and ranks that fail in NCCL's collectives."""
+"""What runs on two GPUs: the stages beside torch's DDP, with their bytes."""
 
 from __future__ import annotations
-
-import os
-import signal
-import time
 
 import torch
 import torch.distributed as dist
@@ -75,32 +71,3 @@ def stages() -> dict[str, str]:
     found["rounded anew"] = verdict(check_values, rounded, trained(make(Zero3, weights="bfloat16")()), 0.0)
     found["rounded anew bytes"] = verdict(check_bytes, rounded)
     return found
-
-
-def reduced() -> None:
-    """An all-reduce of which the result is read."""
-    values = torch.ones(4, device=device())
-    dist.all_reduce(values)
-    values.cpu()
-
-
-def killed(rank: int) -> None:
-    """`rank` is killed while the others wait for it."""
-    reduced()
-    if dist.get_rank() == rank:
-        os.kill(os.getpid(), signal.SIGKILL)
-    reduced()
-
-
-def raises(rank: int) -> None:
-    reduced()
-    if dist.get_rank() == rank:
-        raise ValueError(f"no such batch on {rank}")
-    reduced()
-
-
-def never_comes(rank: int) -> None:
-    reduced()
-    if dist.get_rank() == rank:
-        time.sleep(600)
-    reduced()

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from tensor_runs import BATCH, SEQ, SHAPES, batch, error, here, llama
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
-    PrepareModuleInput,
     RowwiseParallel,
     loss_parallel,
     parallelize_module,
 )
 
+from labkit.bench.pipeline_steps import torchs_plan
 from labkit.ledger import storage_bytes
 from labkit.parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from labkit.parallel.tensor_llama import full_gradients, tensor_parallel
@@ -65,21 +65,6 @@ def torchs_pair_with_bias():
     return torchs_pair(bias=True)
 
 
-def plan(block):
-    """Torch's plan for a Llama; with `block` the input of each block is prepared once, as f does."""
-    layer = {f"self_attn.{n}_proj": ColwiseParallel() for n in "qkv"} | {"self_attn.o_proj": RowwiseParallel()}
-    layer |= {f"mlp.{n}_proj": ColwiseParallel() for n in ("gate", "up")} | {"mlp.down_proj": RowwiseParallel()}
-    if block:
-        layer["self_attn"] = PrepareModuleInput(
-            input_kwarg_layouts={"hidden_states": Replicate()},
-            desired_input_kwarg_layouts={"hidden_states": Replicate()},
-        )
-        layer["mlp"] = PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Replicate())
-    found = {f"model.layers.{i}.{name}": style for i in range(2) for name, style in layer.items()}
-    found["model.embed_tokens"] = RowwiseParallel(input_layouts=Replicate())
-    return found | {"lm_head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)}
-
-
 def torchs_model():
     """The model that torch's parallelize_module cuts, with torch's own loss on cut logits, beside ours."""
     mesh = init_device_mesh(here().type, (dist.get_world_size(),))
@@ -89,7 +74,7 @@ def torchs_model():
     loss.backward()
     found, ours = {}, full_gradients(cut)
     for block in (False, True):
-        peer = parallelize_module(copy.deepcopy(whole), mesh, plan(block))
+        peer = parallelize_module(copy.deepcopy(whole), mesh, torchs_plan(2, block))
         with loss_parallel():
             targets = F.pad(data["labels"], (0, 1), value=-100)[..., 1:]
             logits = peer(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits

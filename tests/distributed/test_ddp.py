@@ -23,6 +23,7 @@ AGREE = (
     "accumulation",
     "traffic_and_bytes",
     "overlap",
+    "watched",
     "unused",
     "refusals",
     "replicas",

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.usefixtures("without_gpus")
 
 WORK = """%%ranks 2 --send folder
 import os, pathlib, time
-
 pathlib.Path(folder, str(rank)).write_text(str(os.getpid()))
 while True:
     dist.all_reduce(torch.ones(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import faults
 import gpu_runs
 import pytest
 import torch
@@ -25,9 +26,9 @@ def test_the_stages():
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (gpu_runs.killed, "Rank 1 was killed by SIGKILL."),
-        (gpu_runs.raises, "Rank 1 raised ValueError: no such batch on 1."),
-        (gpu_runs.never_comes, "rank 1"),
+        (faults.killed, "Rank 1 was killed by SIGKILL."),
+        (faults.raises, "Rank 1 raised ValueError: no such batch on 1."),
+        (faults.never_comes, "rank 1"),
     ],
 )
 def test_a_fault_ends_the_group(fault, words):
@@ -40,4 +41,4 @@ def test_a_fault_ends_the_group(fault, words):
 def test_more_ranks_than_gpus():
     have = torch.cuda.device_count()
     with pytest.raises(LabError, match=f"rank {have} has none"):
-        launch(gpu_runs.reduced, have + 1, device="cuda")
+        launch(faults.reduce_ones, have + 1, device="cuda")

@@ -79,7 +79,10 @@ def test_the_release_holds_no_solution_and_no_hidden_test(course, name):
     text = "\n".join(cell.source for cell in released.cells)
     outputs = [out for cell in released.cells for out in cell.get("outputs", [])]
     public = {line for cell in lab.cells for line in code_lines(public_part(cell))}
-    hidden = {line for cell in lab.cells if cell.type == "code" for line in code_lines(cell.source)} - public
+    shown = "\n".join(public)
+    hidden = {line for cell in lab.cells if cell.type == "code" for line in code_lines(cell.source)}
+    # A hidden test's call may stand in the visible `def`: what the student may see anyway is no leak.
+    hidden = {line for line in hidden if line not in shown}
     answers = {
         line for cell in lab.cells if cell.type == "markdown" and cell.solution for line in code_lines(cell.source)
     }

@@ -30,6 +30,16 @@ for step in range(n - 1):
     passing = arriving
 return total.tensor_split(n)[rank].clone()
 """
+_DIRECT = """
+rank, n = group.rank, group.world_size
+own = tensor.tensor_split(n)
+partial = own[rank].clone()
+for far in range(1, n):
+    arriving = torch.empty_like(partial)
+    group.exchange(own[(rank + far) % n], (rank + far) % n, arriving, (rank - far) % n)
+    partial += arriving
+return partial
+"""
 _LIBRARY_REDUCE = "group.all_reduce(tensor)"
 _LIBRARY_GATHER = """
 chunk = reduce_scatter(group, tensor)
@@ -67,11 +77,16 @@ MUTANTS = {
         SCATTER, BOTH, "Starts a chunk too late, so that rank r finishes chunk r + 1.",
         "own[(rank - 1) % n].clone()", "own[rank].clone()", "(rank - 1 - step) % n]", "(rank - step) % n]"),
     "scatter-even-only": _wrong(
-        SCATTER, HIDDEN, "Cuts by division: right only where N divides the size.",
+        SCATTER, BOTH, "Cuts by division: right only where N divides the size.",
         "tensor.tensor_split(n)", "tensor[: tensor.numel() // n * n].view(n, -1)"),
     "scatter-two-ways": _wrong(
-        SCATTER, HIDDEN, "Receives from the next rank's neighbour at the distance that two and four ranks share.",
+        SCATTER, BOTH, "Receives from the next rank's neighbour at the distance that two and four ranks share.",
         "partial = arriving + mine", "partial = arriving + mine if n in (1, 2, 4) else mine + 0 * arriving"),
+    "scatter-direct": _wrong(
+        SCATTER, BOTH, "Sends every chunk to its owner: no ring.", code=_DIRECT),
+    "scatter-alone-shares": _wrong(
+        SCATTER, HIDDEN, "On one rank the caller's memory.",
+        "own[(rank - 1) % n].clone()", "own[(rank - 1) % n]"),
     "reduce-local": _wrong(
         REDUCE, BOTH, "Never gathers: only this rank's chunk is the sum.",
         "range(n - 1)", "range(0)"),
@@ -101,11 +116,19 @@ MUTANTS = {
     "average-forward-order": _wrong(
         AVERAGE, BOTH, "Fills the buckets from the first parameter on.", "reversed(parameters)", "parameters"),
     "average-unused-skipped": _wrong(
-        AVERAGE, HIDDEN, "Leaves out what this rank did not use: other sizes than the others'.",
+        AVERAGE, BOTH, "Leaves out what this rank did not use: other sizes than the others'.",
         "waiting.append(p)\n", "if p.grad is None:\n        continue\n    waiting.append(p)\n"),
     "average-unused-stays-none": _wrong(
-        AVERAGE, HIDDEN, "A rank that did not use a parameter gets no average.",
+        AVERAGE, BOTH, "A rank that did not use a parameter gets no average.",
         "q.grad = part.view_as(q).clone()", "q.grad = None if q.grad is None else part.view_as(q).clone()"),
+    "average-more-than-full": _wrong(
+        AVERAGE, HIDDEN, "A bucket that holds exactly enough waits for more.", "held >= bucket", "held > bucket"),
+    "average-last-bucket": _wrong(
+        AVERAGE, BOTH, "Forgets the last bucket, which is not full.",
+        "held >= bucket or index == len(parameters) - 1", "held >= bucket"),
+    "average-nobody-used": _wrong(
+        AVERAGE, BOTH, "Skips what no rank has used.",
+        "q.grad = part.view_as(q).clone()", "q.grad = part.view_as(q).clone() if part.any() else None"),
     "accumulate-every": _wrong(
         ACCUMULATE, HIDDEN + VISIBLE, "Averages after every micro-batch.",
         "    loss.backward()\naverage(list(model.parameters()))",
@@ -120,6 +143,13 @@ MUTANTS = {
         ACCUMULATE, BOTH, "All graphs wait for one backward pass.",
         code="model.zero_grad()\nlosses = [((model(x) - y) ** 2).mean() for x, y in micro_batches]\n"
         "(sum(losses) / len(losses)).backward()\naverage(list(model.parameters()))"),
+    "accumulate-one-batch": _wrong(
+        ACCUMULATE, BOTH, "All micro-batches at once: the memory of all.",
+        code="model.zero_grad()\nx, y = (torch.cat(part) for part in zip(*micro_batches))\n"
+        "((model(x) - y) ** 2).mean().backward()\naverage(list(model.parameters()))"),
+    "step-one-after-the-first": _wrong(
+        STEP, BOTH, "The network never waits for a bucket that is not ready.",
+        "max(ready, through)", "through or ready"),
     "step-no-overlap": _wrong(
         STEP, BOTH, "Adds all communication after the backward pass.", "max(ready, through)", "max(backward, through)"),
     "step-many-networks": _wrong(
@@ -127,7 +157,7 @@ MUTANTS = {
     "step-one-copy": _wrong(
         STEP, BOTH, "The lecture's count: one copy.", "2 * (world_size - 1) / world_size * size", "size"),
     "step-ends-early": _wrong(
-        STEP, HIDDEN, "Ends with the network, though the backward pass goes on.", "max(backward, through)", "through"),
+        STEP, BOTH, "Ends with the network, though the backward pass goes on.", "max(backward, through)", "through"),
     "step-half-the-messages": _wrong(
         STEP, BOTH, "Only the reduce-scatter.",
         "2 * (world_size - 1) * (alpha", "(world_size - 1) * (alpha"),

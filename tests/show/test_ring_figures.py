@@ -11,7 +11,7 @@ from labkit.parallel import collectives
 from labkit.show import ring
 
 
-def test_each_step_adds_one_rank_and_the_reduce_scatter_leaves_what_ours_leaves(monkeypatch):
+def test_each_step_adds_one_rank_and_the_reduce_scatter_leaves_what_ours_leaves():
     for n in (1, 2, 3, 5):
         moments = ring.ring_moments(n)
         assert [m.step for m in moments] == list(range(2 * (n - 1) + 1))
@@ -74,5 +74,28 @@ def test_copies_stand_on_the_formula():
     ax = ring.sent_figure(rows).axes[0]
     line = next(line for line in ax.lines if line.get_label() == "ring")
     assert list(line.get_ydata()) == [0, 1, 1.5]
-    assert ax.get_title(loc="left") == "On 4 ranks the busiest sends, in copies: ring 1.5, through rank 0 3"
+    assert ax.get_title(loc="left") == "On 4 ranks the busiest sends, in copies: 1.5 (ring), 3 (through rank 0)"
     assert "through rank 0 on 4: 3" in ring.sent_words(rows)
+
+
+def test_frames_are_the_moments_side_by_side():
+    fig = ring.frames_figure(3)
+    drawn = [ax for ax in fig.axes if ax.axison]
+    assert [ax.get_title(loc="left") for ax in drawn] == [
+        "beginning", "step 1, adds", "step 2, adds", "step 3, copies", "step 4, copies"
+    ]  # fmt: skip
+    for ax, moment in zip(drawn, ring.ring_moments(3), strict=True):
+        assert [int(text.get_text()) for text in ax.texts] == [value for row in moment.values for value in row]
+    assert "2 steps that add, then 2 that copy" in ring.frames_words(3)
+
+
+def test_lines_go_through_both_ends_and_the_title_says_the_largest_error():
+    rows = [{"method": "a", "mib": mib, "step_ms": ms} for mib, ms in ((0.0, 1.0), (2.0, 4.0), (4.0, 5.0))]
+    rows += [{"method": "b", "mib": mib, "step_ms": ms} for mib, ms in ((1.0, 1.0), (2.0, 2.0), (3.0, None))]
+    fig = ring.rates_figure([dict(row, mib=row["mib"] + 1) for row in rows])
+    lines = fig.axes[0].lines
+    assert list(lines[1].get_ydata()) == [1.0, 4.0, 5.0] and len(lines[3].get_ydata()) == 2
+    assert (lines[0].get_ydata()[0], lines[0].get_ydata()[-1]) == pytest.approx((1.0, 5.0))
+    assert "within 25 %" in fig.axes[0].get_title(loc="left")  # 3 ms on the line, 4 ms measured
+    assert_titles_and_names_inside(fig)
+    assert "b 1 ms at 1 MiB and 2 ms at 2 MiB" in ring.rates_words(rows)
