@@ -8,6 +8,7 @@ CPU, on a machine with GPUs too: give `fully_shard` the mesh.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 import time
@@ -92,6 +93,9 @@ class _Ranks:
 
         ProcessLocalGroup.exception_handle(None)
         for thread in self.threads:
+            thread.join(0.2)
+            if thread.is_alive() and thread.ident is not None:  # a loop in Python
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
             thread.join(2.0)
 
 
