@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,11 @@ from labkit.ledger.flops import Rate
 from labkit.ledger.gpus import GPUS, host_memory, memory, usable
 from labkit.ledger.predict import predict
 from labkit.ledger.shapes import Architecture
-from labkit.ways import SHARDED, WAYS, Way
+from labkit.ways import DISTRIBUTED, WAYS, Way
 
 if TYPE_CHECKING:
     from labkit.ledger.trace import Moment
+    from labkit.machine import Machine
 
 MOST_BATCH = 2**16
 _TOKENIZER, _WORDS = "tiny", 8192  # what a configuration alone is trained with, and how many words that has
@@ -152,6 +153,13 @@ def _origin(model: str, arch: Architecture) -> tuple[str, str]:
     return (str(folder), "") if whole else (model, _TOKENIZER)
 
 
+def gpus_of(machine: Machine) -> tuple[str, int]:
+    """The size of a machine's GPUs as `plan` takes it, and how many there are; two of 8 GB where there is none."""
+    if not machine.gpus:
+        return "8GB", 2
+    return f"{min(gpu.memory_bytes for gpu in machine.gpus) // 2**20}MB", len(machine.gpus)
+
+
 def plan(
     model: str, gpu: str, batch: int = 16, seq_len: int = 64, host: str = "", gpus: int = 1, only: str = ""
 ) -> Plan:
@@ -169,19 +177,29 @@ def plan(
     """
     if gpus < 1:
         raise LabError(f"{gpus} GPUs are none.", "Give a number of at least 1.")
-    ways = [*WAYS, *(way.on(gpus) for way in SHARDED if gpus > 1)]
-    if only and only not in {way.name for way in ways}:
-        raise UnknownNameError.among("way to train", only, [way.name for way in ways])
+    ways = _ways(gpus, only)
     arch, room = architecture(model), usable(memory(gpu))
     limits = _Limits(room, host_memory(host) if host else None, gpu, rates(gpu))
     found = [
         _option(way.case(arch, batch, seq_len, checkpointing), way, limits)
         for way in ways
-        if only in ("", way.name)
         for checkpointing in (False, True)
     ]
     found.sort(key=lambda option: not option.fits)
     return Plan(model, arch, gpu, room, batch, seq_len, tuple(found), tuple(_unknown(found)))
+
+
+def _ways(gpus: int, only: str) -> list[Way]:
+    """All ways on so many GPUs, beside several those that need one and a host; or the one that is asked for."""
+    alone = [replace(way, what=f"on one GPU: {way.what}") for way in WAYS if way.host]
+    ways = [*(way.on(gpus) for way in DISTRIBUTED), *alone] if gpus > 1 else [*WAYS]
+    found = [way for way in ways if only in ("", way.name)]
+    if found:
+        return found
+    if only in {way.name for way in (*WAYS, *DISTRIBUTED)}:
+        needs, remedy = ("one GPU", "Plan for one") if gpus > 1 else ("several GPUs", "Plan for them (--gpus 2)")
+        raise LabError(f"{only} is a way to train on {needs}.", f"{remedy}, or choose another way.")
+    raise UnknownNameError.among("way to train", only, [way.name for way in ways])
 
 
 @dataclass(frozen=True)
@@ -252,5 +270,7 @@ def _largest(case: Case, room: int) -> int:
 def _unknown(options: list[Option]) -> Iterator[str]:
     yield "Scratch space of kernels, and gaps between blocks: a reserve stands for them."
     yield "Logits are counted for every token, as language modelling needs them; a classifier needs fewer."
-    if any(option.seconds is None for option in options):
+    if any(option.case.world_size > 1 for option in options):
+        yield "Step times on several GPUs: they depend on what connects these."
+    elif any(option.seconds is None for option in options):
         yield "Step times where none is given: no step of about that size was measured on such a GPU."

@@ -71,3 +71,8 @@ def config(name: str, **changes: Any) -> PretrainedConfig:
 def source(name: str) -> str:
     """What to load for a name: OPT's id on the Hugging Face hub; other names as they are."""
     return f"facebook/{name}" if name in OPT else name
+
+
+def only_sizes(name: str) -> bool:
+    """Whether a name is that of a configuration without weights: one of OPT or LLAMA, or a `config.json`."""
+    return name in OPT or name in LLAMA or name.endswith(".json")

@@ -7,6 +7,7 @@ One entry a way. `Way.changes` are fields of a `labkit.ledger.case.Case`; `Way.m
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ class Way:
         what: in a few words.
         changes: fields of a Case that make it this way.
         imports, method: Python that makes the method.
+        job: of several GPUs, the module in `labkit.parallel.jobs` and its options.
         host: bytes on the host for a case, where the way needs any.
     """
 
@@ -40,6 +42,7 @@ class Way:
     method: str
     imports: str = "from labkit.methods import FullFineTuning"
     host: Callable[[Case], int] | None = None
+    job: str = ""
 
     def case(self, arch: Architecture, batch: int, seq_len: int, checkpointing: bool = False) -> Case:
         """The case of this way."""
@@ -56,8 +59,8 @@ class Way:
         Args:
             tokenizer: another model's, for a `model` that is only a configuration: its weights are drawn at random.
         """
-        if not self.method:
-            return f"# {self.name}: lesson 07 runs it; this is its prediction only."
+        if self.job:
+            return self._torchrun(model, batch, seq_len, bool(segments), bool(tokenizer))
         train = f"run = labkit.train(model, task, {self.method}, steps=100, batch_size={batch})"
         imports = ["import labkit", "from labkit import models", self.imports]
         if segments:
@@ -74,6 +77,15 @@ class Way:
             train,
         ]
         return "\n".join([*imports, *([] if tokenizer else [""]), *body])
+
+    def _torchrun(self, model: str, batch: int, seq_len: int, checkpointed: bool, random: bool) -> str:
+        """A command line; `random` where the job will draw weights."""
+        ranks = self.changes.get("world_size", 1)
+        words = [f"torchrun --standalone --nproc-per-node {ranks} -m labkit.parallel.jobs.{self.job}"]
+        words += [f"--model {shlex.quote(model)} --batch {ranks * batch} --seq-len {seq_len} --steps 100"]
+        words += ["--checkpointed"] * checkpointed
+        told = ["# Only its configuration is known here: random weights, and another model's tokenizer."] * random
+        return "\n".join([*told, " \\\n    ".join(words)])
 
 
 def _host_states(case: Case) -> int:
@@ -123,12 +135,37 @@ WAYS = (
     ),
 )
 
-SHARDED = tuple(
+_ADAPTERS = {**BF16, "train": "lora", "stage": 3, "fsdp": True}
+DISTRIBUTED = (
     Way(
-        f"zero{stage}",
-        f"bf16 weights, fp32 master weights, AdamW; {what} sharded",
-        {**BF16, "master": True, "stage": stage},
+        "ddp",
+        "fp32 weights, bf16 products, AdamW; everything on each GPU",
+        {"compute": "bfloat16"},
         "",
-    )
-    for stage, what in ((1, "states"), (2, "states and gradients"), (3, "states, gradients and weights"))
+        job="train --method ddp",
+    ),
+    *(
+        Way(
+            f"zero{stage}",
+            f"bf16 weights, fp32 master weights, AdamW; {what} sharded",
+            {**BF16, "master": True, "stage": stage},
+            "",
+            job=f"train --method zero{stage}",
+        )
+        for stage, what in ((1, "states"), (2, "states and gradients"), (3, "states, gradients and weights"))
+    ),
+    Way(
+        "torch.fsdp2",
+        "fp32 weights, gathered in bf16, AdamW; all sharded by torch",
+        {**BF16, "master": True, "stage": 3, "fsdp": True},
+        "",
+        job="train --method torch.fsdp2",
+    ),
+    Way(
+        "torch.fsdp2+peft.lora",
+        "frozen bf16 weights, sharded; LoRA of rank 8 on q and v in fp32",
+        _ADAPTERS,
+        "",
+        job="capstone",
+    ),
 )

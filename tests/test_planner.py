@@ -1,6 +1,10 @@
 """The planner: its fits and batches are the prediction's, its lines run, and what it cannot know it says."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -12,13 +16,17 @@ from labkit.cli import app
 from labkit.errors import LabError, UnknownNameError
 from labkit.ledger import flops
 from labkit.ledger.gpus import CONTEXT, FRAGMENTS, GIB, MIB, host_memory, memory, usable
-from labkit.ledger.predict import predict
+from labkit.ledger.predict import gradients, predict, standing
 from labkit.ledger.shapes import Architecture
 from labkit.memory.offloaded import OffloadedFineTuning
-from labkit.paths import DATA
+from labkit.parallel.zero_formula import bytes_per_rank
+from labkit.paths import DATA, ROOT
 from labkit.planner import _WORDS, Plan, architecture, largest_batch, plan
 from labkit.published import LLAMA, OPT
 from labkit.ways import WAYS
+
+CPU = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "LABKIT_SCALE": "tiny"}
+QUIET = {"capture_output": True, "text": True, "timeout": 120}
 
 
 def test_sizes_of_gpus():
@@ -82,11 +90,22 @@ def test_the_host_and_several_gpus():
     assert large.best is not None and large.best.host_bytes == pytest.approx(14 * large.arch.parameters, rel=1e-2)
     shards = {o.name: o for o in plan("llama-7b", "24GB", batch=1, seq_len=128, gpus=8).options if "zero" in o.name}
     peaks = [shards[f"zero{stage}"].peak.total for stage in (1, 2, 3)]
-    assert peaks == sorted(peaks, reverse=True) and "lesson 07" in shards["zero3"].way.lines("x", 1, 8)
+    assert peaks == sorted(peaks, reverse=True)
     with pytest.raises(LabError, match="0 GPUs"):
         plan("opt-1.3b", "24GB", gpus=0)
     with pytest.raises(UnknownNameError, match="full-fp32"):
         plan("opt-1.3b", "24GB", only="full-fp31")
+
+
+def test_a_way_for_another_number_of_gpus_is_told():
+    with pytest.raises(LabError, match=r"several GPUs.*--gpus 2"):
+        plan("opt-1.3b", "24GB", only="torch.fsdp2+peft.lora")
+    with pytest.raises(LabError, match="one GPU"):
+        plan("opt-1.3b", "24GB", gpus=2, only="full-fp32")
+    alone, several = (plan("opt-1.3b", "24GB", gpus=count) for count in (1, 2))
+    offloaded = next(option for option in several.options if option.name == "offloaded")
+    assert offloaded.way.what.startswith("on one GPU") and offloaded.case.world_size == 1
+    assert any("several GPUs" in line for line in several.unknown) and not any("several" in u for u in alone.unknown)
 
 
 def test_what_the_offloaded_way_says_is_what_the_method_predicts():
@@ -108,6 +127,42 @@ def test_the_lines_run(way, segments, monkeypatch):
     scope: dict = {}
     exec(lines, scope)
     assert len(scope["run"].losses) == 2
+
+
+def on_two(*names) -> list:
+    return [o for o in plan("tiny", "24GB", batch=4, seq_len=16, gpus=2).options if o.name in names]
+
+
+ON_TWO = on_two("ddp", "zero3+checkpointing", "torch.fsdp2+checkpointing", "torch.fsdp2+peft.lora")
+
+
+def test_ways_on_several_gpus_hold_what_zeros_formula_says():
+    """At a size where activations are nothing: 16 bytes a parameter, shared out by stage; LoRA leaves 2 of 16."""
+    options = {o.name: o for o in plan("llama-65b", "80GB", batch=1, seq_len=8, gpus=8).options}
+    stages = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "torch.fsdp2": 3}
+    for name, stage in stages.items():
+        case = options[name].case
+        held = sum(standing(case).values()) + gradients(case)
+        formula = bytes_per_rank(stage, options[name].case.arch.parameters, 8)
+        assert held == pytest.approx(formula, rel=1e-3), name
+    lora = standing(options["torch.fsdp2+peft.lora"].case)
+    assert sum(lora.values()) == pytest.approx(2 * options["ddp"].case.arch.parameters / 8, rel=0.01)
+    fits = {o.name for o in plan("opt-30b", "h100", batch=4, seq_len=1024, gpus=2).options if o.fits}
+    assert fits == {"torch.fsdp2+peft.lora", "torch.fsdp2+peft.lora+checkpointing", "offloaded+checkpointing"}
+
+
+@pytest.mark.parametrize("option", ON_TWO, ids=lambda option: option.name)
+def test_the_torchrun_lines_run(option):
+    """As they stand, but for the number of steps, and fp32 for a CPU's sake."""
+    lines = option.way.lines("tiny", 4, 16, option.case.segments)
+    assert (
+        lines.startswith("torchrun --standalone --nproc-per-node 2 -m labkit.parallel.jobs.") and "--batch 8" in lines
+    )
+    assert ("--checkpointed" in lines) == bool(option.case.segments)
+    shell = ["bash", "-c", lines.replace("--steps 100", "--steps 2 --tests 8 --dtype float32")]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(shell, env={**os.environ, **CPU, "PATH": path}, **QUIET)
+    assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr[:2000]
 
 
 def trained_by(plan_: Plan, monkeypatch) -> dict:
@@ -152,7 +207,7 @@ def test_what_is_missing_is_said(tmp_path):
 
 @pytest.mark.parametrize("name", LLAMA)
 def test_a_published_model_without_a_hub_id_is_built_from_its_sizes(name):
-    found = plan(name, "80GB", batch=1, seq_len=16, gpus=8)
+    found = plan(name, "80GB", batch=1, seq_len=16)
     lines = found.lines(found.options[0])
     assert f'models.from_random("{name}",' in lines and 'Sentiment.load(model="tiny")' in lines
     assert Architecture.of(models.config(name)) == found.arch

@@ -13,6 +13,8 @@ from labkit.commands.terminal import FAILED, console
 from labkit.planner import Option, Plan, plan
 
 GIB = 2**30
+HEADS = ("way", "", "GiB", "at", "largest batch", "on the host", "a step", "how")  # a column of dashes is left out
+NUMBERS = (2, 4, 5, 6)
 
 
 def show_plan(model: str, gpu: str, gpus: int, host: str, batch: int, seq_len: int, way: str, as_json: bool) -> int:
@@ -34,14 +36,15 @@ def _show(found: Plan, gpus: int, terminal: Console) -> None:
         f"{escape(where)}, of which tensors may fill {found.usable / GIB:.1f} GiB",
         soft_wrap=True,
     )
-    heads = ("way", "", "GiB at the peak", "at", "largest batch", "on the host", "a step", "how")
-    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
-    table.columns[0].no_wrap = True
-    for column in (2, 4, 5, 6):
-        table.columns[column].justify = "right"
-    for option in found.options:
-        table.add_row(*_row(option))
-    terminal.print(f"\nBatch {found.batch} × {found.seq_len} tokens:", soft_wrap=True)
+    rows = [_row(option) for option in found.options]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    used = [column for column in range(len(HEADS)) if any(row[column] != "–" for row in rows)]
+    for column in used:
+        table.add_column(HEADS[column], justify="right" if column in NUMBERS else "left", no_wrap=column == 0)
+    for row in rows:
+        table.add_row(*(row[column] for column in used))
+    each = " on each" if gpus > 1 else ""
+    terminal.print(f"\nAt the peak with a batch of {found.batch} × {found.seq_len} tokens{each}:", soft_wrap=True)
     terminal.print(table)
     _advise(found, terminal)
 
@@ -51,7 +54,8 @@ def _row(option: Option) -> tuple[str, ...]:
     host = f"{option.host_bytes / GIB:.1f} GiB" if option.host_bytes else "–"
     peak = f"{option.peak.total / GIB:.2f}"
     time = f"{option.seconds:.2g} s" if option.seconds else "–"
-    return option.name, mark, peak, option.peak.place, str(option.largest_batch or "–"), host, time, option.way.what
+    how = "the same, with layers computed again" if option.case.segments else option.way.what
+    return option.name, mark, peak, option.peak.place, str(option.largest_batch or "–"), host, time, how
 
 
 def _advise(found: Plan, terminal: Console) -> None:

@@ -107,14 +107,17 @@ def _inputs(
         return
     for name in (name for name in names if name in case.targets):
         yield from _adapter(case, name, values, asleep)
-    if case.product == 4 and set(names) & set(case.targets) and not shared:
-        yield Kept(f"input of A beside {label}", 4 * values)
+    if not case.wide_adapters and set(names) & set(case.targets) and not shared:
+        yield Kept(f"input of A beside {label}", case.product * values)
 
 
 def _adapter(case: Case, name: str, values: int, asleep: bool) -> Iterator[Kept]:
-    """LoRA's two products. peft's adapters are fp32: without autocast each of them casts a 16-bit input for itself."""
-    width = case.product if case.autocast else 4
-    if case.product < 4:
+    """LoRA's two products. peft's adapters are fp32: without autocast each of them casts a 16-bit input for itself.
+
+    Where `fully_shard` gathers them in 16 bits there is nothing to cast, and they share their input as in fp32.
+    """
+    width = case.product if case.autocast or not case.wide_adapters else 4
+    if case.wide_adapters:
         yield Kept(f"input of A beside {name}", width * values)
     yield Kept(f"output of A beside {name}", width * case.tokens * case.rank)
     if case.autocast:

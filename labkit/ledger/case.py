@@ -38,6 +38,8 @@ class Case:
         stage: of ZeRO: 1 shards optimizer states (and master weights), 2 gradients too, 3 weights too.
         world_size: GPUs among which the stage shards.
         device: "cuda" or "cpu": a few operations keep other bytes there.
+        fsdp: torch's `fully_shard`, as stage 3: where all weights train, the shards are the fp32 masters, and 16-bit
+            weights exist only while they are gathered; adapters are gathered in the frozen weights' dtype.
         offloaded: optimizer states and master weights live on the host, gradients pass through buckets on their way.
     """
 
@@ -56,6 +58,7 @@ class Case:
     stage: int = 0
     world_size: int = 1
     device: str = "cuda"
+    fsdp: bool = False
     offloaded: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +75,8 @@ class Case:
             _at_least_one(name, getattr(self, name))
         if self.stage not in STAGES:
             raise LabError(f"ZeRO has no stage {self.stage!r}.", "Give 0 for none, or 1, 2 or 3.")
+        if self.fsdp and self.stage != 3:
+            raise LabError("fully_shard is stage 3.", "Set stage=3, or leave fsdp out.")
         if not 0 <= self.segments <= self.arch.layers:
             cause = f"{self.arch.layers} layers cannot be cut into {self.segments} segments."
             raise LabError(cause, f"Give 0 for no checkpointing, or 1 to {self.arch.layers}.")
@@ -106,6 +111,11 @@ class Case:
     def autocast(self) -> bool:
         """Whether products run in another dtype than the weights'."""
         return bool(self.compute) and self.compute != self.weights
+
+    @property
+    def wide_adapters(self) -> bool:
+        """Whether fp32 adapters stand beside products of another dtype; `fully_shard` gathers them in that dtype."""
+        return self.product < 4 and not self.fsdp
 
     @property
     def keeps_scores(self) -> bool:

@@ -49,6 +49,8 @@ def standing(case: Case, round_to: int = BLOCK) -> dict[str, int]:
         whole["master_weights"] = _sum((4 * n for n in case.trained), round_to)
     if not case.offloaded:
         whole["optimizer_states"] = _states(case, round_to)
+    if case.fsdp and case.master:
+        del whole["weights"]
     found = {name: _share(case, name, size) for name, size in whole.items()}
     found["buffers"] = _sum([8 * case.tokens], round_to)
     return {name: count for name, count in found.items() if count}
@@ -59,7 +61,12 @@ def gradients(case: Case, round_to: int = BLOCK) -> int:
     if case.offloaded:
         sizes = [n * case.updated for n in case.trained]
         return min(BUCKETS * BUCKET, sum(sizes)) + max(sizes)
-    return _share(case, "gradients", _sum((n * case.updated for n in case.trained), round_to))
+    return _share(case, "gradients", _sum((n * _reduced(case) for n in case.trained), round_to))
+
+
+def _reduced(case: Case) -> int:
+    """Bytes of a gradient value between backward and update: our stages widen a layer's at a time, as it is updated."""
+    return case.stored if case.stage and not case.fsdp and case.train == "full" else case.updated
 
 
 def _states(case: Case, round_to: int) -> int:
@@ -104,14 +111,31 @@ class _Sizes:
         self.scored = (10 if case.autocast else 8) * scores + made_of + mask if scores else 0
         size = case.updated if not case.master else case.stored
         self.embedding = arch.vocab * arch.hidden * size if case.train == "full" else 0
-        self.head = 0 if arch.tied else _share(case, "gradients", self.embedding)  # its gradient is complete at once
+        size = case.updated if case.fsdp else size  # reduced gradients are of the shards' dtype at once
+        head = arch.vocab * arch.hidden * size if case.train == "full" and not arch.tied else 0
+        self.head = _share(case, "gradients", head)  # its gradient is complete at once
         others = sum(w.numel for w in arch.outside if w.name not in ("embedding", "head"))
         self.others = _share(case, "gradients", others * size) if case.train == "full" else 0
         per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
         self.block_gradients = _share(case, "gradients", per_block * size)
         self.gradients = gradients(case, round_to) if case.train != "nothing" else 0
-        gathered = sum(w.numel for w in arch.block) * case.stored
-        self.gathered = gathered if case.stage == 3 and case.world_size > 1 else 0
+        self.rest, self.gathered = _gathered(case)
+
+
+def _gathered(case: Case) -> tuple[int, int]:
+    """Bytes of gathered weights: beside the loss, and while a block computes.
+
+    Our own stage 3 has one block. `fully_shard` lets all that is in no block stay from forward to backward. With more
+    ranks than one the next block arrives in a buffer while one computes, and is copied out of it. Where all weights
+    train, a block's gradients wait for their reduction, and are there once more in its buffer.
+    """
+    block = sum(w.numel for w in case.arch.block) + (sum(case.adapters) // case.arch.layers) * (case.train == "lora")
+    block *= case.stored
+    if not case.fsdp:
+        return 0, block if case.stage == 3 and case.world_size > 1 else 0
+    rest = sum(w.numel for w in case.arch.outside) * case.stored
+    waiting = 2 * block if case.train == "full" else 0
+    return rest + block, rest + (2 if case.world_size > 1 else 1) * block + waiting
 
 
 def predict(case: Case, round_to: int = BLOCK) -> Trace:
@@ -139,9 +163,9 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
         at("forward", activations=kept[blocks], temporary=sizes.gathered + blocks * casts)
     whole = kept[-1] + sizes.outside
     head = sizes.stream if case.autocast else 0  # the last hidden state beside its 16-bit copy
-    head += case.arch.layers * casts
+    head += case.arch.layers * casts + sizes.rest
     at("forward", activations=whole, logits=_loss(case, sizes), temporary=head)
-    at("backward", activations=whole, logits=12 * sizes.words)
+    at("backward", activations=whole, logits=12 * sizes.words, temporary=sizes.rest)
     _backward(case, sizes, kept, at)
     at("update", gradients=max(sizes.gradients, _both_formats(case, round_to)))
     at("end")
@@ -150,7 +174,7 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
 
 def _both_formats(case: Case, round_to: int) -> int:
     """Most bytes of gradients while they become fp32 in the order of the parameters, each copied before it is freed."""
-    if not case.master or case.train != "full":
+    if not case.master or case.train != "full" or case.stage:
         return 0
     arch = case.arch
     at_end = [w for w in arch.outside if w.name == "head" or (arch.kind == "llama" and w.name.startswith("norm"))]

@@ -7,7 +7,7 @@ and under their names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +109,28 @@ def checkpointed(model: nn.Module, segments: int | None = None) -> Iterator[int]
     finally:
         setattr(parent, name, layers)
         layers.training = in_runs.training  # train() or eval() in the block reached the layers, but not their list
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Checkpoint each decoder layer, for good, inside of the hooks of whoever wraps the layers afterwards.
+
+    What shards a model gathers a layer's weights in a hook before its forward or backward pass. Checkpointed outside of
+    the hooks, the second forward pass would gather a layer, let it go, and gather it again for the backward pass.
+    """
+    for layer in decoder_layers(model)[2]:
+        layer.forward = _computed_again(layer.forward)
+
+
+def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        _refuse_cache((args, kwargs))
+        return torch_checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
 
 
 def _refuse(model: Any, layers: nn.ModuleList, segments: int) -> None:

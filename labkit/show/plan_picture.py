@@ -215,10 +215,11 @@ def _lines(plan: Plan) -> str:
         return f"<p>{html.escape('No lines to run: ' + '. '.join(_finding(plan)) + '.')}</p>"
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
+    from pygments.lexers import BashLexer, PythonLexer
 
     look = HtmlFormatter(noclasses=True, nobackground=True, prestyles="font-family: monospace")
-    code = highlight(plan.lines(plan.best), PythonLexer(), look)
+    lexer = BashLexer() if plan.best.way.job else PythonLexer()
+    code = highlight(plan.lines(plan.best), lexer, look)
     return f"<p>The lines that run <b>{html.escape(plan.best.name)}</b>, the first that fits:</p>{code}"
 
 

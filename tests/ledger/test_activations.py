@@ -31,6 +31,8 @@ def saved(config, case: Case) -> int:
     if case.train == "lora":
         names = [PROJECTIONS[case.arch.kind][name] for name in case.targets]
         model = peft.get_peft_model(model, peft.LoraConfig(r=case.rank, target_modules=names))
+        if case.fsdp:  # as `fully_shard` gathers them
+            model.to(getattr(torch, case.weights))
     ids = torch.randint(0, WORDS, (case.batch, case.seq_len))
     dtype = getattr(torch, case.compute) if case.autocast else None
     with saved_for_backward(model) as found, torch.autocast("cpu", dtype, enabled=case.autocast):
@@ -62,6 +64,9 @@ def test_lora_to_the_last_byte(name, policy):
         options = {"train": "lora", "targets": targets, "rank": 4, "attention": attention, "device": "cpu"}
         case = Case(Architecture.of(config), 2, 8, *policy, **options)
         assert saved(config, case) == formula(case), (attention, targets)
+        if not case.autocast:
+            gathered = case.with_(stage=3, fsdp=True)
+            assert saved(config, gathered) == formula(gathered), (attention, targets)
 
 
 def test_where_the_queries_have_no_adapter_at_most_a_block_is_counted_too_much():

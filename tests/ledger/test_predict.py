@@ -8,11 +8,13 @@ from decoders import llama, opt, wide_llama
 from transformers import AutoModelForCausalLM
 
 from labkit import published
+from labkit.errors import LabError
 from labkit.ledger.case import Case
 from labkit.ledger.perfetto import MIB, export
 from labkit.ledger.predict import gradients, kv_cache, predict, standing
 from labkit.ledger.shapes import Architecture
 from labkit.memory.step import trace
+from labkit.parallel.zero_formula import bytes_by_category
 
 BIG = Architecture.of(published.config("llama-65b"))
 
@@ -39,8 +41,25 @@ def test_stages_shard_what_they_say():
         found = standing(case)
         for name, first in (("optimizer_states", 1), ("master_weights", 1), ("weights", 3)):
             assert found[name] == -(-alone[name] // (8 if stage >= first else 1)), (stage, name)
-        whole = gradients(case.with_(stage=0))
-        assert gradients(case) == (-(-whole // 8) if stage >= 2 else whole)
+        if stage:  # without stages gradients become fp32 all at once
+            formula = bytes_by_category(stage, BIG.parameters, 8)
+            assert gradients(case) == pytest.approx(formula["gradients"], rel=1e-4)
+
+
+def test_torchs_fully_shard_holds_masters_only_and_adapters_four_times():
+    """16 Ψ/N for all weights, 2 Ψ/N and 16 ψ/N for adapters; and weights that are gathered while a block computes."""
+    case = Case(BIG, 1, 8, weights="bfloat16", master=True, stage=3, world_size=8, fsdp=True)
+    found = standing(case) | {"gradients": gradients(case)}
+    assert sum(found.values()) == pytest.approx(16 * BIG.parameters / 8, rel=1e-3) and "weights" not in found
+    adapters = case.with_(train="lora", master=False)
+    found = standing(adapters) | {"gradients": gradients(adapters)}
+    trained = sum(adapters.trained)
+    assert sum(found.values()) == pytest.approx((2 * BIG.parameters + 16 * trained) / 8, rel=1e-3)
+    gathered = max(m.bytes.get("temporary", 0) for m in predict(adapters).moments)
+    block, rest = (2 * sum(w.numel for w in part) for part in (BIG.block, BIG.outside))
+    assert rest + 2 * block < gathered < rest + 2.1 * block
+    with pytest.raises(LabError, match="stage 3"):
+        Case(BIG, 1, 8, fsdp=True)
 
 
 @pytest.mark.parametrize("kind", [llama, opt])
