@@ -23,6 +23,7 @@ def _modules() -> list[ModuleType]:
 
 
 MODULES = {module.LAB: module for module in _modules()}
+OTHERS = [(lab, name) for lab, module in MODULES.items() for name in getattr(module, "RIGHT", {})]
 CASES = [(lab, name) for lab, module in MODULES.items() for name in module.MUTANTS]
 
 
@@ -43,7 +44,13 @@ def scores(lab: str) -> dict[str, Score]:
     first = {exercise: name for name, answers in reversed(variants.items()) for exercise in answers}
     whole = {REFERENCE: {}, STUBS: stubs(lab_of(lab)), **{name: variants.pop(name) for name in first.values()}}
     graded = grade_all(lab_of(lab), whole, only_needed=True)
+    variants |= {name: {exercise: code} for name, (exercise, code) in right(lab).items()}
     return graded | grade_all(lab_of(lab), variants, only_needed=True, only_affected=True)
+
+
+def right(lab: str) -> dict[str, tuple[str, str]]:
+    """Other answers that are right, by name: exercise and code."""
+    return getattr(MODULES[lab], "RIGHT", {})
 
 
 def test_every_lab_has_mutants():
@@ -70,6 +77,12 @@ def test_the_reference_earns_every_point(lab):
     score = scores(lab)[REFERENCE]
     assert not score.errors, score.errors
     assert score.points == score.max_points == lab_of(lab).auto_points > 0
+
+
+@pytest.mark.parametrize(("lab", "name"), OTHERS, ids=[f"{lab}-{name}" for lab, name in OTHERS])
+def test_another_right_answer_keeps_its_points(lab, name):
+    assert name not in MODULES[lab].MUTANTS
+    assert not scores(lab)[name].lost, f"{name} is right:\n{scores(lab)[name]}"
 
 
 @pytest.mark.parametrize("lab", MODULES)
