@@ -51,12 +51,12 @@ class Prediction:
         """What the learner guessed, or None."""
         return _recorded().get(self.key)
 
-    def compare(self, measured: float | str, digits: int = 3) -> None:
-        """Show the guess beside the measured value."""
+    def compare(self, measured: float | str, digits: int = 3, how: str = "Measured") -> None:
+        """Show the guess beside the measured value, or one that was found in another way, as `how` says."""
         shown = f"{measured:.{digits}g}" if isinstance(measured, float) else str(measured)
         unit = f" {self.unit}" if self.unit else ""
         guess = "no guess recorded" if self.value is None else f"you guessed {self.value}{unit}"
-        note(f"{self.question} Measured: {shown}{unit} ({guess}).")
+        note(f"{self.question} {how}: {shown}{unit} ({guess}).")
 
 
 def predict(
