@@ -13,8 +13,8 @@ whatever is in the layers. A layer has about 12 h² parameters, so ddp and tenso
 cutting inside the layers sends less. A collective is a ring here; all ranks of a ring send the same.
 
 A large run nests the cuts (`divided`): t tensor ranks in each of p stages in each of d replicas. A stage's tensor ranks
-all have the same activation, and each sends it whole to its neighbour in the next stage. Megatron lets each send a t-th,
-which the receivers gather on their fast links (Narayanan et al., section 4.1); not here.
+all have the same activation, and each sends it whole to the next stage. Megatron lets each send a t-th, which the
+receivers gather on their fast links (Narayanan et al., section 4.1); not here.
 
 Bytes are half of it. Gradients of ddp hide behind the backward pass and messages of a pipeline behind other
 micro-batches, while nothing of a layer can go on until its all-reduce has come.
@@ -68,7 +68,7 @@ def _pipeline(shape: Architecture, stages: int, activations: int, itemsize: int)
 def divided(
     shape: Architecture, tensor: int, pipeline: int, data: int, batch: int, seq: int, itemsize: int = 2
 ) -> dict[str, float]:
-    """Bytes that a rank of a nested division sends in a step, by way; `pipeline` over one boundary and in one direction.
+    """Bytes that a rank of a nested division sends in a step, by way; `pipeline` over one boundary, in one direction.
 
     Args:
         tensor, pipeline, data: ranks that share a matrix, stages, and replicas of all of them.
