@@ -36,6 +36,7 @@ IDLE = "#E4E4E4"
 NARROW = 0.012  # of the chart's width, below which a block has no number
 CALLED = {"gpipe": "GPipe", "1f1b": "1F1B"}
 Charts = Mapping[str, Sequence[Ran]]
+Steps = Mapping[tuple[str, int], Sequence[Ran]]  # by schedule and micro-batches
 
 
 def planned(name: str, stages: int, micro_batches: int, backward: float = 2.0) -> list[Ran]:
@@ -75,11 +76,14 @@ def _orders(ran: Sequence[Ran]) -> list[list[Action]]:
     return [[r.action for r in sorted(ran, key=lambda r: r.start) if r.stage == s] for s in range(_stages(ran))]
 
 
-def reason_rows(steps: Mapping[tuple[str, int], Sequence[Ran]]) -> list[dict[str, Any]]:
+def reason_rows(steps: Steps, again: Steps | None = None) -> list[dict[str, Any]]:
     """For each step by schedule and micro-batches its bubble in %: by formula, with unequal stages, and as measured.
 
     What lies between the first two is due to stages that differ. The rest is due to micro-batches of one stage that
     differ, and to messages.
+
+    Args:
+        again: another step of each, whose bubble stands beside the first.
     """
     return [
         {
@@ -88,6 +92,7 @@ def reason_rows(steps: Mapping[tuple[str, int], Sequence[Ran]]) -> list[dict[str
             "formula (%)": round(100 * ideal_bubble(_stages(ran), m)),
             "each stage its own median (%)": round(100 * bubble(steadied(ran))),
             "measured (%)": round(100 * bubble(ran)),
+            **({"again (%)": round(100 * bubble(again[name, m]))} if again else {}),
             "the step (ms)": round(_length(ran)),
         }
         for (name, m), ran in steps.items()
