@@ -121,7 +121,8 @@ MUTANTS = {
         LOSS, BOTH, "Takes for granted that all ranks have as many tokens.",
         "shifted = logits - peak[:, None]",
         "shifted, first = logits - peak[:, None], group.rank * logits.shape[1]"),
-    "order-gpipe": _wrong(ORDER, BOTH, "All forwards, then all backwards: holds all micro-batches.", code=whole08.GPIPE),
+    "order-gpipe": _wrong(
+        ORDER, BOTH, "All forwards, then all backwards: holds every micro-batch.", code=whole08.GPIPE),
     "order-library": _wrong(ORDER, BOTH, "Asks labkit for the order.", code=whole08.LIBRARY_ORDER),
     "order-library-inside": _wrong(
         ORDER, BOTH, "Asks for labkit's order where it is made.", code=whole08.LIBRARY_ORDER_INSIDE),
