@@ -12,11 +12,17 @@ al. 2021, arXiv:2104.04473, section 3.) The first two send by parameter, whateve
 whatever is in the layers. A layer has about 12 h² parameters, so ddp and tensor meet at about T = 3 h tokens: below,
 cutting inside the layers sends less. A collective is a ring here; all ranks of a ring send the same.
 
+A large run nests the cuts (`divided`): t tensor ranks in each of p stages in each of d replicas. A stage's tensor ranks
+all have the same activation, and each sends it whole to the next stage. Megatron lets each send a t-th, which the
+receivers gather on their fast links (Narayanan et al., section 4.1); not here.
+
 Bytes are half of it. Gradients of ddp hide behind the backward pass and messages of a pipeline behind other
 micro-batches, while nothing of a layer can go on until its all-reduce has come.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from labkit.errors import LabError, UnknownNameError
 from labkit.ledger.shapes import Architecture
@@ -57,6 +63,32 @@ def _pipeline(shape: Architecture, stages: int, activations: int, itemsize: int)
         return 0.0
     tied = itemsize * shape.vocab * shape.hidden if shape.tied else 0
     return float(max(activations + tied, 2 * activations if stages > 2 else 0))
+
+
+def divided(
+    shape: Architecture, tensor: int, pipeline: int, data: int, batch: int, seq: int, itemsize: int = 2
+) -> dict[str, float]:
+    """Bytes that a rank of a nested division sends in a step, by way; `pipeline` over one boundary, in one direction.
+
+    Args:
+        tensor, pipeline, data: ranks that share a matrix, stages, and replicas of all of them.
+        batch, seq: as in `sent_per_step`; each replica has a share of the rows.
+
+    Raises:
+        LabError: for cuts that the heads, layers or rows do not allow.
+    """
+    for what, size, cut in (("heads", shape.heads, tensor), ("layers", shape.layers, pipeline), ("rows", batch, data)):
+        if cut < 1 or size % cut:
+            raise LabError(f"{size} {what} cannot be cut into {cut} equal parts.", f"Choose a divisor of {size}.")
+    mine = traffic(replace(shape, layers=shape.layers // pipeline), batch // data, seq, itemsize)
+    stream = mine.backward[0]
+    # Of embedding, head and loss a stage among several has the one, or the other two.
+    summed = sum(mine.forward + mine.backward) - (stream if pipeline > 1 else 0)
+    return {
+        "tensor": 2 * (tensor - 1) / tensor * summed,
+        "pipeline": float(stream if pipeline > 1 else 0),
+        "data": traffic_per_step(0, shape.parameters / (tensor * pipeline), data, itemsize, itemsize),
+    }
 
 
 def tokens_where_equal(shape: Architecture, itemsize: int = 2) -> float:

@@ -36,6 +36,7 @@ IDLE = "#E4E4E4"
 NARROW = 0.012  # of the chart's width, below which a block has no number
 CALLED = {"gpipe": "GPipe", "1f1b": "1F1B"}
 Charts = Mapping[str, Sequence[Ran]]
+Steps = Mapping[tuple[str, int], Sequence[Ran]]  # by schedule and micro-batches
 
 
 def planned(name: str, stages: int, micro_batches: int, backward: float = 2.0) -> list[Ran]:
@@ -62,9 +63,40 @@ def takes(ran: Sequence[Ran], kind: str) -> list[float]:
 
 def evened(ran: Sequence[Ran]) -> list[Ran]:
     """The same orders if all stages took the same time and messages none: what the formula speaks of."""
-    orders = [[r.action for r in sorted(ran, key=lambda r: r.start) if r.stage == s] for s in range(_stages(ran))]
     forward, backward = (statistics.mean(takes(ran, kind)) for kind in (FORWARD, BACKWARD))
-    return simulate(orders, forward, backward)
+    return simulate(_orders(ran), forward, backward)
+
+
+def steadied(ran: Sequence[Ran]) -> list[Ran]:
+    """The same orders if each stage took its own median time for every micro-batch, and messages none."""
+    return simulate(_orders(ran), takes(ran, FORWARD), takes(ran, BACKWARD))
+
+
+def _orders(ran: Sequence[Ran]) -> list[list[Action]]:
+    return [[r.action for r in sorted(ran, key=lambda r: r.start) if r.stage == s] for s in range(_stages(ran))]
+
+
+def reason_rows(steps: Steps, again: Steps | None = None) -> list[dict[str, Any]]:
+    """For each step by schedule and micro-batches its bubble in %: by formula, with unequal stages, and as measured.
+
+    What lies between the first two is due to stages that differ. The rest is due to micro-batches of one stage that
+    differ, and to messages.
+
+    Args:
+        again: another step of each, whose bubble stands beside the first.
+    """
+    return [
+        {
+            "schedule": CALLED[name],
+            "micro-batches": m,
+            "formula (%)": round(100 * ideal_bubble(_stages(ran), m)),
+            "each stage its own median (%)": round(100 * bubble(steadied(ran))),
+            "measured (%)": round(100 * bubble(ran)),
+            **({"again (%)": round(100 * bubble(again[name, m]))} if again else {}),
+            "the step (ms)": round(_length(ran)),
+        }
+        for (name, m), ran in steps.items()
+    ]
 
 
 def _stages(ran: Sequence[Ran]) -> int:
@@ -119,7 +151,9 @@ def _length(ran: Sequence[Ran]) -> float:
 
 
 def _idle(ran: Sequence[Ran]) -> str:
-    return f"{100 * bubble(ran):.0f} % of all ranks' time stands still"
+    micro_batches = len({r.action.micro_batch for r in ran})
+    formula = 100 * ideal_bubble(_stages(ran), micro_batches)
+    return f"{100 * bubble(ran):.0f} % of all time stands still (formula {formula:.0f} %)"
 
 
 def schedule_words(charts: Charts, unit: str = "ms") -> str:
@@ -161,7 +195,7 @@ def bubble_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ticks = sorted({row["micro_batches"] for row in mine})
         ax.set_xticks(ticks, list(map(str, ticks)))
         ax.minorticks_off()
-        ax.set_title(f"p = {stages}: {_ends(mine)}", fontsize="medium")
+        ax.set_title(_most(mine), fontsize="medium")
     axes[0, 0].set_ylabel("stands still (% of all time)")
     axes[0, 0].legend(fontsize="small")
     return fig
@@ -174,11 +208,11 @@ def _with_bubble(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return found
 
 
-def _ends(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The mean of what was measured with the fewest and with the most micro-batches."""
-    least, most = (chosen(row["micro_batches"] for row in rows) for chosen in (min, max))
-    means = [statistics.mean(100 * row["bubble"] for row in rows if row["micro_batches"] == m) for m in (least, most)]
-    return f"{means[0]:.0f} % at m = {least}, {means[1]:.0f} % at {most}"
+def _most(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What was measured with the most micro-batches, and what the formula says there."""
+    stages, most = rows[0]["world_size"], max(row["micro_batches"] for row in rows)
+    found = [f"{CALLED[r['method']]} {100 * r['bubble']:.0f} %" for r in rows if r["micro_batches"] == most]
+    return f"p = {stages}, m = {most}: {', '.join(found)}, formula {100 * ideal_bubble(stages, most):.0f} %"
 
 
 def bubble_words(rows: Sequence[Mapping[str, Any]]) -> str:

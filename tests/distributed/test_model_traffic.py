@@ -5,7 +5,7 @@ import pytest
 from labkit import published
 from labkit.errors import LabError, UnknownNameError
 from labkit.ledger.shapes import Architecture
-from labkit.parallel.model_traffic import WAYS, sent_per_step, tokens_where_equal
+from labkit.parallel.model_traffic import WAYS, divided, sent_per_step, tokens_where_equal
 
 LLAMA, TIED = (Architecture.of(published.config(name)) for name in ("llama-7b", "smollm2-135m"))
 
@@ -43,3 +43,26 @@ def test_what_cannot_be_is_refused():
         sent_per_step("zero2", LLAMA, 2, 1, 1)
     with pytest.raises(LabError, match="at least one"):
         sent_per_step("ddp", LLAMA, 0, 1, 1)
+
+
+def test_one_cut_alone_sends_as_by_its_own_formula():
+    for cuts, way in (((4, 1, 1), "tensor"), ((1, 2, 1), "pipeline"), ((1, 1, 4), "ddp")):
+        sent = divided(LLAMA, *cuts, 8, 64)
+        name = "data" if way == "ddp" else way
+        ranks = max(cuts)
+        assert sent.pop(name) == pytest.approx(sent_per_step(way, LLAMA, ranks, 8, 64))
+        assert not any(sent.values())
+
+
+def test_nested_cuts_share_layers_rows_and_parameters():
+    sent = divided(LLAMA, 4, 2, 2, 8, 64)
+    stream = 2 * 4 * 64 * LLAMA.hidden
+    assert sent["pipeline"] == stream
+    assert sent["tensor"] == 2 * 3 / 4 * ((4 * LLAMA.layers // 2 + 1) * stream + 3 * 4 * 4 * 64)
+    assert sent["data"] == pytest.approx(sent_per_step("ddp", LLAMA, 2, 1, 1) / 8)
+
+
+def test_cuts_that_do_not_divide_are_refused():
+    for cuts in ((3, 1, 1), (1, 5, 1), (1, 1, 3), (0, 1, 1)):
+        with pytest.raises(LabError, match="equal parts"):
+            divided(LLAMA, *cuts, 8, 64)

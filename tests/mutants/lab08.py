@@ -1,7 +1,8 @@
-"""Wrong answers to lab 08 that look right: each loses exactly the graded cells named here."""
+"""Wrong answers to lab 08 that look right: each loses exactly the graded cells named here. RIGHT ones lose nothing."""
 
 from __future__ import annotations
 
+from . import whole08
 from .answers import Answers
 
 LAB = "08-model-parallel"
@@ -11,90 +12,14 @@ COLUMNS, ROWS, LOSS, ORDER, BUBBLE = "ex1-columns", "ex2-rows", "ex3-cross-entro
 BOTH, HIDDEN = ("test", "hidden"), ("hidden",)
 
 _ENTER_BACKWARD = "total = gradient.clone()\n        group.all_reduce(total)\n        return total"
-_HOOK_ON_X = """
-def summed(gradient):
-    total = gradient.clone()
-    group.all_reduce(total)
-    return total
 
-x.register_hook(summed)
-rows, part = (t.tensor_split(group.world_size)[group.rank] for t in (weight, bias))
-return F.linear(x, rows, part)
-"""
-_HOOK_ON_VIEW = """
-def summed(gradient):
-    total = gradient.clone()
-    group.all_reduce(total)
-    return total
-
-entered = x.view_as(x)
-entered.register_hook(summed)
-rows, part = (t.tensor_split(group.world_size)[group.rank] for t in (weight, bias))
-return F.linear(entered, rows, part)
-"""
-_WHOLE_AND_SLICE = """
-return F.linear(x, weight, bias).tensor_split(group.world_size, -1)[group.rank]
-"""
-_EQUAL_ROWS = """
-class Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        total = gradient.clone()
-        group.all_reduce(total)
-        return total
-
-each = len(weight) // group.world_size
-mine = slice(group.rank * each, (group.rank + 1) * each)
-return F.linear(Enter.apply(x), weight[mine], bias[mine])
-"""
-_GATHERED = """
-n, part = group.world_size, logits.shape[1]
-most = torch.tensor([float(part)], dtype=logits.dtype)
-group.all_reduce(most, "max")
-padded = torch.full((len(logits), int(most)), -torch.inf, dtype=logits.dtype)
-padded[:, :part] = logits
-parts = torch.empty(n, *padded.shape, dtype=logits.dtype)
-group.all_gather(parts, padded)
-sizes = torch.zeros(n, dtype=logits.dtype)
-sizes[group.rank] = part
-group.all_reduce(sizes)
-whole = torch.cat([p[:, : int(size)] for p, size in zip(parts, sizes)], 1).requires_grad_()
-losses = F.cross_entropy(whole, targets, reduction="none", ignore_index=-100)
-gradient, = torch.autograd.grad(losses.sum(), whole)
-return losses.detach(), gradient[:, first : first + part]
-"""
-_LOCAL = """
-losses = F.cross_entropy(logits, (targets - first).clamp(0, logits.shape[1] - 1), reduction="none")
-gradient = logits.softmax(1)
-gradient[torch.arange(len(logits)), (targets - first).clamp(0, logits.shape[1] - 1)] -= 1
-return losses, gradient
-"""
-_GPIPE = 'return [(kind, k) for kind in "FB" for k in range(micro_batches)]'
-_FORMULA = """
-p, m = len(orders), len(orders[0]) // 2
-seconds = (m + p - 1) * (sum(forward) + sum(backward)) / p
-return seconds, (p - 1) / (m + p - 1)
-"""
-_SLOWEST = """
-p, m = len(orders), len(orders[0]) // 2
-seconds = (m + p - 1) * (max(forward) + max(backward))
-return seconds, 1 - m * (sum(forward) + sum(backward)) / (p * seconds)
-"""
-_LIBRARY_ORDER = """
-names = {"forward": "F", "backward": "B"}
-whole = pipeline_schedule.schedule("1f1b", stages, micro_batches)
-return [(names[action.kind], action.micro_batch) for action in whole[stage]]
-"""
-_LIBRARY_BUBBLE = """
-names = {"F": "forward", "B": "backward"}
-actions = [[pipeline_schedule.Action(names[kind], k) for kind, k in order] for order in orders]
-ran = pipeline_schedule.simulate(actions, forward, backward)
-return max(r.end for r in ran), pipeline_schedule.bubble(ran)
-"""
+RIGHT = {
+    "columns-hook-where-needed": (COLUMNS, whole08.HOOK_WHERE_NEEDED),
+    "rows-in-place": (ROWS, whole08.IN_PLACE),  # autograd does not see the sum: its backward hands on, as g's does
+    "loss-three-messages": (LOSS, whole08.THREE_MESSAGES),
+    "order-by-what-is-held": (ORDER, whole08.BY_TURNS),
+    "bubble-recursive": (BUBBLE, whole08.RECURSIVE),
+}
 
 # fmt: off
 MUTANTS = {
@@ -104,13 +29,19 @@ MUTANTS = {
     "columns-mean": _wrong(
         COLUMNS, BOTH, "A mean in the place of the sum.", "return total", "return total / group.world_size"),
     "columns-hook-on-x": _wrong(
-        COLUMNS, BOTH, "Sums all of x's gradient, also what came past the layer and is whole.", code=_HOOK_ON_X),
+        COLUMNS, BOTH, "Sums all of x's gradient, also what came past the layer and is whole.", code=whole08.HOOK_ON_X),
     "columns-needs-a-gradient": _wrong(
-        COLUMNS, HIDDEN, "A hook, which an input without a gradient refuses.", code=_HOOK_ON_VIEW),
+        COLUMNS, BOTH, "A hook, which an input without a gradient refuses.", code=whole08.HOOK_ON_VIEW),
     "columns-whole-and-slice": _wrong(
-        COLUMNS, BOTH, "Computes all outputs on every rank and keeps its own.", code=_WHOLE_AND_SLICE),
+        COLUMNS, BOTH, "Computes all outputs on every rank and keeps its own.", code=whole08.WHOLE_AND_SLICE),
     "columns-equal-parts": _wrong(
-        COLUMNS, HIDDEN, "Cuts by division: loses outputs that the ranks do not divide.", code=_EQUAL_ROWS),
+        COLUMNS, BOTH, "Cuts by division: loses outputs that the ranks do not divide.", code=whole08.EQUAL_ROWS),
+    "columns-chunk": _wrong(
+        COLUMNS, BOTH, "Cuts by chunk, whose parts differ where the ranks do not divide the outputs.",
+        "weight.tensor_split", "weight.chunk", "bias.tensor_split", "bias.chunk"),
+    "columns-other-dimension": _wrong(
+        COLUMNS, BOTH, "Cuts the inputs in the place of the outputs.",
+        "weight.tensor_split(group.world_size)", "weight.tensor_split(group.world_size, 1)"),
     "columns-sum-forward-too": _wrong(
         COLUMNS, BOTH, "Sends in the forward pass as well.",
         "return x.view_as(x)", "again = x / group.world_size\n        group.all_reduce(again)\n        return again"),
@@ -140,44 +71,61 @@ MUTANTS = {
     "rows-mean": _wrong(
         ROWS, BOTH, "The mean of the summands.", "return total\n", "return total / group.world_size\n"),
     "rows-always-a-bias": _wrong(
-        ROWS, HIDDEN, "Takes for granted that there is a bias.", "total if bias is None else total + bias",
+        ROWS, BOTH, "Takes for granted that there is a bias.", "total if bias is None else total + bias",
         "total + bias"),
     "rows-equal-parts": _wrong(
-        ROWS, HIDDEN, "Cuts by division: right only where the ranks divide the inputs.",
+        ROWS, BOTH, "Cuts by division: right only where the ranks divide the inputs.",
         "weight.tensor_split(group.world_size, 1)[group.rank]",
         "weight[:, group.rank * (w := weight.shape[1] // group.world_size) : (group.rank + 1) * w]"),
+    "rows-chunk": _wrong(
+        ROWS, BOTH, "Cuts by chunk, whose parts differ where the ranks do not divide the inputs.",
+        "weight.tensor_split(group.world_size, 1)", "weight.chunk(group.world_size, 1)"),
+    "rows-reads-all": _wrong(
+        ROWS, BOTH, "Takes the first columns on every rank, which are another's.",
+        "weight.tensor_split(group.world_size, 1)[group.rank]", "weight[:, :part.shape[-1]]"),
     "rows-detached": _wrong(
         ROWS, BOTH, "Sums outside of autograd's sight: no gradient at all.",
         "Leave.apply(F.linear(part, columns))", "F.linear(part, columns).detach()\ngroup.all_reduce(total)"),
     "loss-gathered": _wrong(LOSS, BOTH, "Gathers all logits: right values, the bytes of the vocabulary.",
-        code=_GATHERED),
-    "loss-local": _wrong(LOSS, BOTH, "The loss among this rank's tokens only.", code=_LOCAL),
+        code=whole08.GATHERED),
+    "loss-local": _wrong(LOSS, BOTH, "The loss among this rank's tokens only.", code=whole08.LOCAL),
     "loss-own-peak": _wrong(
         LOSS, BOTH, "Each rank subtracts its own largest logit.", 'group.all_reduce(peak, "max")', "pass"),
     "loss-summed-peak": _wrong(
         LOSS, BOTH, "Forgets to sum the exponentials over the ranks.", "group.all_reduce(sums)", "pass"),
     "loss-no-peak": _wrong(
-        LOSS, HIDDEN, "Subtracts nothing: overflows where logits are large.",
+        LOSS, BOTH, "Subtracts nothing: overflows where logits are large.",
         "shifted = logits - peak[:, None]", "shifted = logits"),
+    "loss-four-values": _wrong(
+        LOSS, BOTH, "Four all-reduces: right values, a value a position too many.",
+        "group.all_reduce(sums)", "group.all_reduce(sums)\ngroup.all_reduce(sums[0].clone())"),
+    "loss-ignored-first": _wrong(
+        LOSS, BOTH, "Takes -100 for a token of the first rank's, counted from the end.",
+        "(targets >= first) & (targets < first", "(targets < first",
+        "torch.where(mine, targets - first, 0)",
+        "torch.where(mine, (targets - first).clamp(min=-logits.shape[1]), 0) % logits.shape[1]"),
     "loss-target-on-every-rank": _wrong(
         LOSS, BOTH, "Counts some logit for the target on ranks that do not have it.",
         "torch.where(mine, shifted.gather(1, local[:, None])[:, 0], 0.0)", "shifted.gather(1, local[:, None])[:, 0]"),
     "loss-ignored-counts": _wrong(
-        LOSS, HIDDEN, "Gives positions that do not count a loss and a gradient.",
+        LOSS, BOTH, "Gives positions that do not count a loss and a gradient.",
         "targets != -100", "targets != -101"),
     "loss-ignored-gradient": _wrong(
-        LOSS, HIDDEN, "No loss, but a gradient, where nothing counts.", "gradient * counts[:, None]", "gradient"),
+        LOSS, BOTH, "No loss, but a gradient, where nothing counts.", "gradient * counts[:, None]", "gradient"),
     "loss-no-minus-one": _wrong(
         LOSS, BOTH, "The gradient is the softmax alone.", "gradient[mine, local[mine]] -= 1", "pass"),
     "loss-minus-one-everywhere": _wrong(
         LOSS, BOTH, "Subtracts one also where the target is another rank's.",
         "gradient[mine, local[mine]] -= 1", "gradient[torch.arange(len(local)), local] -= 1"),
     "loss-equal-parts": _wrong(
-        LOSS, HIDDEN, "Takes for granted that all ranks have as many tokens.",
+        LOSS, BOTH, "Takes for granted that all ranks have as many tokens.",
         "shifted = logits - peak[:, None]",
         "shifted, first = logits - peak[:, None], group.rank * logits.shape[1]"),
-    "order-gpipe": _wrong(ORDER, BOTH, "All forwards, then all backwards: holds every micro-batch.", code=_GPIPE),
-    "order-library": _wrong(ORDER, BOTH, "Asks labkit for the order.", code=_LIBRARY_ORDER),
+    "order-gpipe": _wrong(
+        ORDER, BOTH, "All forwards, then all backwards: holds every micro-batch.", code=whole08.GPIPE),
+    "order-library": _wrong(ORDER, BOTH, "Asks labkit for the order.", code=whole08.LIBRARY_ORDER),
+    "order-library-inside": _wrong(
+        ORDER, BOTH, "Asks for labkit's order where it is made.", code=whole08.LIBRARY_ORDER_INSIDE),
     "order-one-more": _wrong(
         ORDER, BOTH, "A forward too many to warm up: one more micro-batch in memory.",
         "stages - 1 - stage)", "stages - stage)"),
@@ -190,7 +138,7 @@ MUTANTS = {
     "order-from-the-end": _wrong(
         ORDER, BOTH, "Counts the stages from the other end.", "stages - 1 - stage)", "stage)"),
     "order-few": _wrong(
-        ORDER, HIDDEN, "Warms up with micro-batches that do not exist.",
+        ORDER, BOTH, "Warms up with micro-batches that do not exist.",
         "min(micro_batches, stages - 1 - stage)", "stages - 1 - stage"),
     "order-no-end": _wrong(
         ORDER, BOTH, "Forgets the backwards that are left.",
@@ -201,9 +149,12 @@ MUTANTS = {
     "order-two-or-four": _wrong(
         ORDER, HIDDEN, "Right for two and four stages only.",
         "stages - 1 - stage)", "(stages if stages in (2, 4) else 4) - 1 - min(stage, 3))"),
-    "bubble-formula": _wrong(BUBBLE, BOTH, "The formula for equal stages, with mean times.", code=_FORMULA),
-    "bubble-slowest": _wrong(BUBBLE, BOTH, "All stages as slow as the slowest.", code=_SLOWEST),
-    "bubble-library": _wrong(BUBBLE, BOTH, "Asks labkit for the bubble.", code=_LIBRARY_BUBBLE),
+    "bubble-formula": _wrong(BUBBLE, BOTH, "The formula for equal stages, with mean times.", code=whole08.FORMULA),
+    "bubble-slowest": _wrong(BUBBLE, BOTH, "All stages as slow as the slowest.", code=whole08.SLOWEST),
+    "bubble-library": _wrong(BUBBLE, BOTH, "Asks labkit for the bubble.", code=whole08.LIBRARY_BUBBLE),
+    "bubble-library-imported": _wrong(
+        BUBBLE, BOTH, "Has taken labkit's functions from a module that imported them before.",
+        code=whole08.LIBRARY_BUBBLE_FROM_ELSEWHERE),
     "bubble-over-work": _wrong(
         BUBBLE, BOTH, "Idle time over useful time.", "1 - work / (p * seconds)", "p * seconds / work - 1"),
     "bubble-no-backward-waits": _wrong(
