@@ -97,7 +97,7 @@ class FsdpLora(TorchFsdp2):
         unknown = [name for name in self.targets if name not in modules]
         if unknown or not self.targets:
             raise LabError(
-                f"No adapters can stand beside {unknown or 'nothing'}.", f"Choose from {', '.join(modules)}."
+                f"No adapters can stand beside {', '.join(unknown) or 'nothing'}.", f"Choose from {', '.join(modules)}."
             )
         found = LoraConfig(
             r=self.rank,

@@ -81,7 +81,7 @@ def test_goes_on_at_other_world_sizes_and_peft_reads_the_adapter(tmp_path):
         (["--model", "tiny", "--generate", "Hello"], "nothing to generate from"),
         (["--model", "tiny", "--resume", "nowhere"], "nowhere holds no training"),
         (["--model", "tiny"], "torchrun --standalone"),
-        (["train", "--model", "tiny", "--method", "zero4"], "no method 'zero4'. Did you mean 'zero1'?"),
+        (["train", "--model", "tiny", "--method", "zero33"], "no method 'zero33'. Did you mean 'zero3'?"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(options, says):

@@ -136,16 +136,16 @@ MUTANTS = {
         CHOICE, HIDDEN, "The best seed stands for a recipe.",
         '    if tokens / rate', '    accuracy = max(row["accuracy"] for row in found)\n    if tokens / rate'),
     "choice-planned": _wrong(
-        CHOICE, HIDDEN, "Takes plans for measurements.", 'row["step_ms"] is None or ', ""),
+        CHOICE, BOTH, "Takes plans for measurements.", 'row["step_ms"] is None or ', ""),
     "choice-best-of-all": _wrong(
-        CHOICE, HIDDEN, "Measures accuracy against recipes that are too slow.",
+        CHOICE, BOTH, "Measures accuracy against recipes that are too slow.",
         "    if tokens / rate <= seconds:\n        left[recipe] = accuracy, sum(joules) / len(joules)",
         "    every = left.setdefault(None, [0])\n    every[0] = max(every[0], accuracy)\n"
         "    if tokens / rate <= seconds:\n        left[recipe] = accuracy, sum(joules) / len(joules)",
         "best = max((accuracy for accuracy, _ in left.values()), default=0)",
         "best = left.pop(None, [0])[0]"),
     "choice-not-in-time": _wrong(
-        CHOICE, HIDDEN, "Forgets the time.", "if tokens / rate <= seconds", "if True"),
+        CHOICE, BOTH, "Forgets the time.", "if tokens / rate <= seconds", "if True"),
     "choice-raises": _wrong(
         CHOICE, HIDDEN, "Nothing fits: an error.",
         "min(good, key=good.get, default=None)", "min(good, key=good.get)"),
@@ -187,6 +187,12 @@ MUTANTS = {
         WRAP, BOTH, "Nothing is sharded: the model as it is.",
         "    fully_shard(layer, mesh=mesh, mp_policy=policy)\n", "    pass\n",
         "fully_shard(net, mesh=mesh, mp_policy=policy)\n", ""),
+    "wrap-decay": _wrong(
+        WRAP, BOTH, "AdamW's own decay.", ", weight_decay=0.0", ""),
+    "wrap-slow": _wrong(WRAP, BOTH, "AdamW's own rate.", "lr=RATE", "lr=1e-3"),
+    "wrap-optimizer-of-all": _wrong(
+        WRAP, BOTH, "The optimizer has the frozen weights too.",
+        "trained = [p for p in net.parameters() if p.requires_grad]", "trained = net.parameters()"),
     "save-own-rows": _wrong(
         SAVE, ("test", "hidden"), "Rank 0's rows only.", "p.full_tensor()", "p.to_local()"),
     "save-rank-0-gathers": _wrong(
@@ -225,7 +231,7 @@ MUTANTS = {
         TRAINING, BOTH, "FSDP2 divides by n once more.", "(len(rows) * n / total)", "(len(rows) / total)",
         "loss.detach() / n", "loss.detach()"),
     "training-own-calls": _wrong(
-        TRAINING, HIDDEN, "Calls the net as often as its own rows need: others wait.", *_OWN_CALLS),
+        TRAINING, BOTH, "Calls the net as often as its own rows need: others wait.", *_OWN_CALLS),
     "training-all-at-once": _wrong(
         TRAINING, BOTH, "The whole share at once.", "n / total)", "n / total)",
         "range(0, -(-total // n), most)", "range(0, -(-total // n), total)", "start + most", "start + total"),

@@ -244,12 +244,14 @@ def told(reports: list[dict[str, Any]]) -> str:
     first = reports[0]
     if "after" in first:
         return f"without adapters: {first['before']}\nwith adapters:    {first['after']}"
+    few = max(1, len(first["losses"]) // 4)
+    early, late = (sum(part) / few for part in (first["losses"][:few], first["losses"][-few:]))
     mib = [sum(found["measured"].values()) / 2**20 for found in reports]
     asked = [sum(found["predicted"].values()) / 2**20 for found in reports]
     lines = [
         f"ranks: {first['world_size']}; trained: {first['trainable_params']:,}; built in {first['build_s']:.1f} s",
         f"steps {first['done'] + 1} to {first['done'] + len(first['losses'])}: "
-        f"loss {first['losses'][0]:.3f} to {first['losses'][-1]:.3f}",
+        f"mean loss {early:.3f} of the first {few}, {late:.3f} of the last {few}",
         f"standing on a rank: {max(mib):.2f} MiB measured, {max(asked):.2f} MiB predicted",
     ]
     if first["accuracy"] is not None:
