@@ -48,7 +48,7 @@ class _Ranks:
             if not self.errors:
                 self.errors.append((rank, LabError(f"Rank {rank} leaves the program.", "Return instead.")))
         except BaseException as error:
-            self.errors.append((rank, error))
+            self.errors.append((rank, _mismatch(rank, error) or error))
             ProcessLocalGroup.exception_handle(error)
         finally:
             if dist.is_initialized():
@@ -97,6 +97,19 @@ class _Ranks:
             if thread.is_alive() and thread.ident is not None:  # a loop in Python
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
             thread.join(2.0)
+
+
+def _mismatch(rank: int, error: BaseException) -> LabError | None:
+    """A sentence for what torch's group stumbles over when ranks bring different collectives to one meeting."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None or not frame.tb_frame.f_code.co_filename.endswith(_PG):
+        return None
+    cause = f"Rank {rank} meets others in {frame.tb_frame.f_code.co_name} that bring something else: {error}."
+    found = LabError(cause, "Let every rank make the same collectives in the same order, on tensors of one shape.")
+    found.__cause__ = error
+    return found
 
 
 def sharded_ranks(world_size: int, fn: Callable, *args: Any, seconds: float = 60.0) -> list:

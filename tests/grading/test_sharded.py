@@ -74,6 +74,19 @@ def one_fails(mesh):
     dist.barrier()
 
 
+def one_gathers(mesh):
+    """Rank 0 asks for the whole, the others are at the end already."""
+    layer = fully_shard(nn.Linear(3, 7), mesh=mesh)
+    if dist.get_rank() == 0:
+        layer.weight.full_tensor()
+    dist.barrier()
+
+
+def test_different_collectives_are_told():
+    with pytest.raises(LabError, match=r"Rank . meets others in .* that bring something else: .*same collectives"):
+        sharded_ranks(3, one_gathers)
+
+
 def never_ends(mesh):
     while True:
         pass
