@@ -112,11 +112,12 @@ def html_table(heads: list[str], body: list[list[str]], numeric: list[bool], cap
         numeric: for each column whether it is set flush right.
         caption: above the table; empty for none.
     """
-    align = ["right" if n else "left" for n in numeric]
-    pairs = list(zip(heads, align, strict=True))
-    head = "".join(f'<th scope="col" style="text-align:{a}">{html.escape(h)}</th>' for h, a in pairs)
+    # JupyterLab's own style of tables, with its padding, does not reach into widgets.
+    style = [f"text-align:{'right' if n else 'left'};padding:0.3em 0.5em" for n in numeric]
+    pairs = list(zip(heads, style, strict=True))
+    head = "".join(f'<th scope="col" style="{a}">{html.escape(h)}</th>' for h, a in pairs)
     lines = [
-        "<tr>" + "".join(f'<td style="text-align:{a}">{html.escape(v)}</td>' for v, a in zip(r, align, strict=True))
+        "<tr>" + "".join(f'<td style="{a}">{html.escape(v)}</td>' for v, a in zip(r, style, strict=True)) + "</tr>"
         for r in body
     ]
     title = f'<caption style="text-align:left">{html.escape(caption)}</caption>' if caption else ""
