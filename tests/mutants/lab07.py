@@ -103,19 +103,11 @@ def reduced(gradient):
     return mean / n
 return compute(Gather.apply(part, gathered, reduced), x)
 """
-_AGAIN = """
-n = group.world_size
-def gathered():
-    whole = part.detach().new_empty(n * part.numel())
-    group.all_gather(whole, part.detach())
-    return whole
-def reduced(gradient):
-    mean = torch.empty_like(part)
-    group.reduce_scatter(mean, gradient)
-    return mean / n
-from torch.utils.checkpoint import checkpoint
-return checkpoint(lambda x: compute(Gather.apply(part, gathered, reduced), x), x, use_reentrant=False)
-"""
+_AGAIN = _PLAIN.replace(
+    "return compute(Gather.apply(part, gathered, reduced), x)",
+    "from torch.utils.checkpoint import checkpoint\n"
+    "return checkpoint(lambda x: compute(Gather.apply(part, gathered, reduced), x), x, use_reentrant=False)",
+)
 
 # fmt: off
 MUTANTS = {

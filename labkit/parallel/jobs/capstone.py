@@ -35,7 +35,7 @@ from labkit.parallel import fsdp_checkpoint
 from labkit.parallel.data import shard_batch
 from labkit.parallel.fsdp_lora import FsdpLora
 from labkit.parallel.group import device, process_group
-from labkit.parallel.jobs.options import parsed
+from labkit.parallel.jobs.options import at_least_one, parsed
 from labkit.parallel.progress import report
 from labkit.parallel.sharded_weights import skeleton
 from labkit.tasks import Sentiment
@@ -89,9 +89,7 @@ class Recipe:
         Raises:
             LabError: for numbers below 1, or a folder that holds another recipe or none.
         """
-        for name in ("steps", "batch", "seq_len", "rank"):
-            if getattr(self, name) < 1:
-                raise LabError(f"{name} is {getattr(self, name)}.", "Give a whole number of at least 1.")
+        at_least_one(self, "steps", "batch", "seq_len", "rank")
         if self.generate and not self.resume:
             raise LabError("There is nothing to generate from.", "Name the folder of a training with --resume.")
         if self.resume:

@@ -41,3 +41,10 @@ def parsed(kind: type[Job], name: str, about: str, example: str, arguments: Sequ
         else:
             parser.add_argument(option, type=type(default), default=default)
     return kind(**vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments)))
+
+
+def at_least_one(job: Any, *names: str) -> None:
+    """Raise LabError for the first of these fields that is below 1."""
+    for name in names:
+        if getattr(job, name) < 1:
+            raise LabError(f"{name} is {getattr(job, name)}.", "Give a whole number of at least 1.")

@@ -21,7 +21,7 @@ from labkit.ledger import fit
 from labkit.memory.checkpointed import checkpoint_layers
 from labkit.parallel.ddp import DDP, TorchDDP
 from labkit.parallel.group import process_group
-from labkit.parallel.jobs.options import parsed
+from labkit.parallel.jobs.options import at_least_one, parsed
 from labkit.parallel.zero import Zero1, Zero2, Zero3
 from labkit.parallel.zero_torch import TorchFsdp2, TorchZero1
 from labkit.run import Run
@@ -64,9 +64,7 @@ class Job:
         """
         if self.method not in (*REPLICATED, *SHARDED):
             raise UnknownNameError.among("method", self.method, (*REPLICATED, *SHARDED))
-        for name in ("steps", "batch", "seq_len", "tests"):
-            if getattr(self, name) < 1:
-                raise LabError(f"{name} is {getattr(self, name)}.", "Give a whole number of at least 1.")
+        at_least_one(self, "steps", "batch", "seq_len", "tests")
         return self
 
 
