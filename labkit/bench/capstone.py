@@ -17,11 +17,11 @@ ranks that differ, the largest counts; joules are summed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from labkit.bench.ranks import measured, ranks_here, row, together
-from labkit.bench.steps import configuration, rounded
+from labkit.bench.steps import configuration, is_in, rounded
 
 if TYPE_CHECKING:
     from labkit.bench.capstone_steps import Setting
@@ -111,12 +111,12 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
         planned = [] if ranks == 1 < sizes[-1] else [*steps(plan, ranks, room, scale.device)]
         todo += [setting for setting, _, fits in planned if fits]
         predicted = {setting: peak / 2**20 for setting, peak, _ in planned}
-        todo = [setting for setting in todo if not _is_in(setting, done)]
+        todo = [setting for setting in todo if not is_in(setting, done)]
         for setting, found, note in measured(measure, todo, ranks, scale.device):
             facts = together(found, ("joules_per_step",)) if found else {}
             yield row(_COLUMNS, setting, note=note, predicted_mib=rounded(predicted.get(setting)), **facts)
         for setting, peak, fits in planned:
-            if not fits and not _is_in(setting, done):
+            if not fits and not is_in(setting, done):
                 note = f"planned only: more than the {room / 2**20:,.0f} MiB that tensors may fill"
                 yield row(_COLUMNS, setting, note=note, predicted_mib=rounded(peak / 2**20))
 
@@ -170,7 +170,3 @@ def _room() -> int:
     from labkit.ledger.gpus import usable
 
     return usable(torch.cuda.get_device_properties(0).total_memory)
-
-
-def _is_in(setting: Setting, done: Sequence[dict]) -> bool:
-    return any(asdict(setting).items() <= row.items() for row in done)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from labkit.bench.ranks import settle
 from labkit.bench.steps import configuration, median_ms
 from labkit.bench.zero_steps import RandomText, model, words
 from labkit.energy import EnergyMeter
@@ -97,9 +98,8 @@ def _steps(setting: Setting) -> dict[str, Any]:
         losses = [method.measured_step(batch, ledger)]
         for _ in range(WARM):
             method.step(batch)
-        dist.barrier()
+        settle(here)
         if gpu:
-            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         meter = EnergyMeter(str(here))
         step_ms = median_ms(lambda: losses.append(method.step(batch)), TIMED, here.type)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from table_rows import rows_on_cpu
 
 from labkit.bench import capstone as bench
 from labkit.bench import record
@@ -16,10 +17,7 @@ LORA = "torch.fsdp2+peft.lora"
 
 @pytest.fixture(scope="module")
 def rows():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setitem(bench.PLANS, "tiny", replace(bench.PLANS["tiny"], steps=3, world_sizes=(2,)))
-        yield list(bench.rows(Scale.here(name="tiny")))
+    return rows_on_cpu(bench, replace(bench.PLANS["tiny"], steps=3, world_sizes=(2,)))
 
 
 def test_trainings_steps_and_plans(rows):
