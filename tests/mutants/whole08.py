@@ -97,18 +97,9 @@ ran = pipeline_schedule.simulate(actions, forward, backward)
 return max(r.end for r in ran), pipeline_schedule.bubble(ran)
 """
 
-HOOK_WHERE_NEEDED = """
-def summed(gradient):
-    total = gradient.clone()
-    group.all_reduce(total)
-    return total
-
-entered = x.view_as(x)
-if entered.requires_grad:
-    entered.register_hook(summed)
-rows, part = (t.tensor_split(group.world_size)[group.rank] for t in (weight, bias))
-return F.linear(entered, rows, part)
-"""
+HOOK_WHERE_NEEDED = HOOK_ON_VIEW.replace(
+    "entered.register_hook(summed)", "if entered.requires_grad:\n    entered.register_hook(summed)"
+)
 IN_PLACE = """
 y = F.linear(part, weight.tensor_split(group.world_size, 1)[group.rank])
 group.all_reduce(y)
