@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from labkit.adapters.targets import MODULES
 from labkit.errors import LabError
 from labkit.ledger.shapes import Architecture
 from labkit.memory.checkpointed import checkpoint_layers, decoder_layers
@@ -37,12 +38,6 @@ from labkit.parallel.group import device
 from labkit.parallel.sharded_weights import allocate, fill
 from labkit.parallel.zero_torch import TorchFsdp2
 from labkit.tasks import Task
-
-MODULES = {
-    "llama": {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")},
-    "opt": {**{name: f"{name}_proj" for name in ("q", "k", "v")}, "o": "out_proj", "up": "fc1", "down": "fc2"},
-}
-
 
 @dataclass
 class FsdpLora(TorchFsdp2):

@@ -1,0 +1,1 @@
+"""Methods that train few values beside a frozen model."""

@@ -1,0 +1,172 @@
+"""DoRA: magnitude and direction of every output's weights train apart (Liu et al. 2024, arXiv:2402.09353).
+
+A row w of W (the weights of one output) is its length times a unit vector. DoRA trains the length m of each row by
+itself and the direction by LoRA:
+
+    W' = m ⊙ (W + s B A) / ‖W + s B A‖          ‖·‖ of each row, m of [out], starting at ‖W‖
+
+The paper's and the seed's ‖·‖_c is a norm of columns, since they store W as [in, out]. The seed's slide has the factor
+(W + B A) / ‖W + B A‖ twice, in both of its forms; one is right. Backward takes the norm for a constant (section 4.3 of
+the paper), so that it keeps no [out, in] tensor.
+
+peft forms B A and W + s B A in every forward pass to take its norm. It needs neither: with a = A of [r, in],
+
+    ‖w + s b A‖² = ‖w‖² + s (2 W Aᵀ + s B (A Aᵀ)) · b          b the row of B
+
+is exact, costs r / n of the layer's own product for n tokens, and makes nothing larger than [out, r]; ‖w‖² is taken
+once. A row of zeros has no direction: where the norm is 0 the scale is 1, so that the output is LoRA's, 0 at the
+start, and not 0 / 0.
+
+With dropout the adapter and the scale see x̃, and W x is there as well (the paper's own code, and peft's):
+
+    y = W x + b + (m / ‖·‖ - 1) ⊙ W x̃ + (m / ‖·‖) ⊙ s B A x̃
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from labkit.adapters.dense import dense_weight
+from labkit.adapters.lora import LoraLinear, LoraSpec
+from labkit.adapters.product import cast, draw, dropped, lora_added, scaled_product
+from labkit.adapters.tuning import Lora
+
+
+class _DoraProduct(torch.autograd.Function):
+    """y from x: kept are x, h = A x̃, the output before the scale, and the mask of dropout."""
+
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, a, b, m, norm, scaling: float, p: float) -> Tensor:
+        dtype = x.dtype
+        scale = torch.where(norm > 0, m / norm, 1.0)
+        seen, mask = draw(x, p)
+        narrow = weight.to(dtype)
+        u = F.linear(seen, narrow)
+        y = None if mask is None else F.linear(x, narrow).sub_(u)
+        h = F.linear(seen, a.to(dtype))
+        u.view(-1, u.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.to(dtype).t(), alpha=scaling)
+        if y is None:
+            y = torch.mul(u, scale, out=torch.empty_like(u))  # the scale stays fp32: in bf16 it would move by 0.4 %
+        else:
+            y.addcmul_(u, scale)
+        if bias is not None:
+            y.add_(bias)
+        ctx.save_for_backward(x, weight, a, b, norm, scale, h, u, mask)
+        ctx.scaling, ctx.p = scaling, p
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, norm, scale, h, u, mask = ctx.saved_tensors
+        flat = gradients[0].reshape(-1, gradients[0].shape[-1])
+        to_scale = (flat * u.reshape(flat.shape)).sum(0, dtype=torch.float32)
+        to_m = torch.where(norm > 0, to_scale / norm, 0.0)
+        g = torch.mul(flat, scale, out=torch.empty_like(flat))
+        to_h = g @ b.to(g.dtype)
+        to_a = scaled_product(to_h.t(), dropped(x, mask, ctx.p).reshape(-1, x.shape[-1]), ctx.scaling, a.dtype)
+        to_b = scaled_product(g.t(), h.reshape(-1, h.shape[-1]), ctx.scaling, b.dtype)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            narrow = weight.to(g.dtype)
+            if mask is None:
+                to_x = (g @ narrow).addmm_(to_h, a.to(g.dtype), alpha=ctx.scaling)
+            else:
+                path = ((g - flat) @ narrow).addmm_(to_h, a.to(g.dtype), alpha=ctx.scaling)
+                to_x = (flat @ narrow).add_(dropped(path, mask.view(path.shape), ctx.p))
+            to_x = to_x.view(x.shape)
+        return to_x, None, None, to_a, to_b, to_m.to(scale.dtype), None, None, None
+
+
+class DoraLinear(LoraLinear):
+    """A linear layer whose rows' lengths train by themselves, and their directions by LoRA.
+
+    Attributes:
+        lora_magnitude_vector: m of [out], by adapter (peft's name for it).
+    """
+
+    squares: Tensor
+
+    def __init__(self, base: Any):
+        super().__init__(base)
+        self.lora_magnitude_vector = nn.ParameterDict()
+        # fp32, or the sum of squares of a 16-bit row would be off by more than an update
+        self.register_buffer("squares", dense_weight(base).square().sum(1), persistent=False)
+
+    def add(self, name: str, spec: LoraSpec, dtype: torch.dtype = torch.float32) -> None:
+        """A new adapter; m starts at the rows' lengths, in fp32 whatever the dtype of A and B."""
+        super().add(name, spec, dtype)
+        self.lora_magnitude_vector[name] = nn.Parameter(self.squares.sqrt())
+
+    @torch.no_grad()
+    def norm(self, name: str) -> Float[Tensor, " out"]:
+        """‖W + s B A‖ of each row, in fp32, without W + s B A; a constant to autograd."""
+        a, b, scaling = self.scaled(name)
+        weight = self.base.weight if type(self.base) is nn.Linear else dense_weight(self.base)
+        a, b = a.detach().to(weight.dtype), b.detach().to(weight.dtype)
+        cross = torch.addmm(weight @ a.t(), b, a @ a.t(), beta=2, alpha=scaling)
+        return torch.linalg.vecdot(cross.float(), b.float()).mul_(scaling).add_(self.squares).clamp_(min=0).sqrt_()
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """The base's output with the active adapter's direction and lengths, if it is not merged."""
+        name = self.active
+        if not name or self.merged:
+            return self.base(x)
+        a, b, scaling = self.scaled(name)
+        m, dropout = self.lora_magnitude_vector[name], self.specs[name].dropout if self.training else 0.0
+        with torch.autocast(x.device.type, enabled=False):
+            norm = self.norm(name)
+        if type(self.base) is not nn.Linear:
+            return self._on_other(x, a, b, torch.where(norm > 0, m / norm, 1.0), scaling, dropout)
+        return _DoraProduct.apply(cast(x), self.base.weight, self.base.bias, a, b, m, norm, scaling, dropout)
+
+    def _on_other(self, x: Tensor, a: Tensor, b: Tensor, scale: Tensor, scaling: float, dropout: float) -> Tensor:
+        """The same over a base that keeps its weight in few bits: its own product, and autograd for the rest."""
+        bias = self.base.bias
+        seen = F.dropout(x, dropout) if dropout else x
+        plain = self.base(seen) if bias is None else self.base(seen) - bias
+        scaled = (lora_added(plain.clone(), seen, a, b, scaling) * scale).to(plain.dtype)
+        if dropout:
+            return self.base(x) - plain + scaled
+        return scaled if bias is None else scaled + bias.to(scaled.dtype)
+
+    def _scale(self, name: str) -> Float[Tensor, "out 1"]:
+        norm, m = self.norm(name), self.lora_magnitude_vector[name].detach()
+        return torch.where(norm > 0, m / norm, 1.0)[:, None]
+
+    @torch.no_grad()
+    def merged_weight(self, name: str) -> Float[Tensor, "out in"]:
+        """m ⊙ (W + s B A) / ‖W + s B A‖ in fp32."""
+        return self._scale(name) * super().merged_weight(name)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Put direction and lengths of the active adapter into the base's weight."""
+        if self.active and not self.merged:
+            self._merged_scale = self._scale(self.active)  # once merged, the norm cannot be taken any more
+        super().merge()
+
+    @torch.no_grad()
+    def unmerged_weight(self) -> Float[Tensor, "out in"]:
+        """W in fp32, from the merged weight; a row whose length has become 0 was a row of zeros."""
+        directed = dense_weight(self.base) / self._merged_scale
+        return torch.where(self._merged_scale != 0, directed - self.update(self.merged), 0.0)
+
+
+@dataclass
+class Dora(Lora):
+    """DoRA beside the targets: r (out + in) + out values train in each.
+
+    Half the rank of LoRA costs about half its values, and the paper finds that it still does better.
+    """
+
+    name: str = "dora"
+
+    kind = DoraLinear
