@@ -39,6 +39,7 @@ from labkit.parallel.sharded_weights import allocate, fill
 from labkit.parallel.zero_torch import TorchFsdp2
 from labkit.tasks import Task
 
+
 @dataclass
 class FsdpLora(TorchFsdp2):
     """LoRA on a model that is sharded layer by layer.

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -19,6 +20,7 @@ from .test_structure import NAMES, NOTEBOOKS
 
 CELL_SECONDS = 60  # three times what a cell may take on two free cores
 NOTEBOOK_SECONDS = 300
+SANITIZE = Path(__file__).with_name("sanitize.cfg")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -30,6 +32,7 @@ def run(*paths, cell_seconds=CELL_SECONDS, most_failures=2):
         "-c",
         os.devnull,
         f"--rootdir={paths[0].parent}",
+        f"--nbval-sanitize-with={SANITIZE}",
         f"--maxfail={most_failures}",
         *map(str, paths),
     ]
@@ -60,6 +63,7 @@ def test_the_runner_tells_right_from_wrong(tmp_path):
     cells = {
         "same": ("print(2)", "2\n", check),
         "different": ("print(2)", "3\n", check),
+        "styled": ("print('<td style=\"color:red\">2</td>')", '<td style="color:blue">2</td>\n', check),
         "free": ("print(2)", "3\n", []),
         "raises": ("1 / 0", "2\n", []),
         "hangs": ("import time; time.sleep(100)", "", []),
@@ -68,4 +72,4 @@ def test_the_runner_tells_right_from_wrong(tmp_path):
     status, printed = run(*paths, cell_seconds=2, most_failures=10)
     assert status == 1
     assert set(re.findall(r"FAILED (?:.*/)?(\w+)\.ipynb", printed)) == {"different", "raises", "hangs"}, printed
-    assert "2 passed" in printed
+    assert "3 passed" in printed
