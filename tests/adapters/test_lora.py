@@ -181,7 +181,7 @@ def test_several_adapters_over_one_model_are_switched_and_train_apart():
     assert torch.equal(use(model, "first")(input_ids=tokens).logits, seen["first"])
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained and all(name.endswith(".first") for name in trained)
-    with pytest.raises(LabError, match="no adapter 'third'.*first, second"):
+    with pytest.raises(LabError, match=r"no adapter 'third'.*first, second"):
         use(model, "third")
     merge(model)
     with pytest.raises(LabError, match="unmerge"):
