@@ -134,7 +134,7 @@ def test_a_damaged_adapter_is_refused_and_the_model_stays(tmp_path, name):
 
 def test_an_adapter_of_another_model_is_refused(tmp_path):
     save_adapter(attach(base("opt"), SPEC), tmp_path / "opt")
-    with pytest.raises(LabError, match="another model: this one has no linear layer model.decoder"):
+    with pytest.raises(LabError, match=r"another model: this one has no linear layer model.decoder"):
         load_adapter(base("llama"), tmp_path / "opt")
     wider = type(CONFIGS["llama"])(**{**CONFIGS["llama"].to_dict(), "intermediate_size": 64})
     save_adapter(attach(AutoModelForCausalLM.from_config(wider), SPEC), tmp_path / "wide")
