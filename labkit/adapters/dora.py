@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from labkit.adapters.dense import dense_weight
 from labkit.adapters.lora import LoraLinear, LoraSpec
-from labkit.adapters.product import cast, draw, dropped, lora_added, scaled_product
+from labkit.adapters.product import add_product, cast, draw, dropped, lora_added, scaled_product
 from labkit.adapters.tuning import Lora
 
 
@@ -51,7 +51,7 @@ class _DoraProduct(torch.autograd.Function):
         u = F.linear(seen, narrow)
         y = None if mask is None else F.linear(x, narrow).sub_(u)
         h = F.linear(seen, a.to(dtype))
-        u.view(-1, u.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.to(dtype).t(), alpha=scaling)
+        add_product(u.view(-1, u.shape[-1]), h.view(-1, h.shape[-1]), b.to(dtype).t(), scaling)
         if y is None:
             y = torch.mul(u, scale, out=torch.empty_like(u))  # the scale stays fp32: in bf16 it would move by 0.4 %
         else:
@@ -77,9 +77,9 @@ class _DoraProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             narrow = weight.to(g.dtype)
             if mask is None:
-                to_x = (g @ narrow).addmm_(to_h, a.to(g.dtype), alpha=ctx.scaling)
+                to_x = add_product(g @ narrow, to_h, a.to(g.dtype), ctx.scaling)
             else:
-                path = ((g - flat) @ narrow).addmm_(to_h, a.to(g.dtype), alpha=ctx.scaling)
+                path = add_product((g - flat) @ narrow, to_h, a.to(g.dtype), ctx.scaling)
                 to_x = (flat @ narrow).add_(dropped(path, mask.view(path.shape), ctx.p))
             to_x = to_x.view(x.shape)
         return to_x, None, None, to_a, to_b, to_m.to(scale.dtype), None, None, None

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from labkit.ledger.case import Case
+from labkit.ledger.case import PEFT, Case
 
 IDS = 8  # bytes of a token's number
 LOGITS = "logarithms of probabilities"
@@ -38,26 +38,45 @@ def total(kept: Iterator[Kept]) -> int:
     return sum(k.bytes for k in kept)
 
 
+GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+"""A block's matrices in the order in which a token meets them; those of a group read the same tensor."""
+
+
+def wakes(case: Case) -> int:
+    """Where gradients stop in the first block over a frozen embedding: at the first of GROUPS that has an adapter.
+
+    What comes before needs no gradient, and keeps nothing; of that group's matrices the inputs need none.
+    """
+    return next(index for index, group in enumerate(GROUPS) if set(group) & set(case.targets))
+
+
 def block(case: Case, first: bool = False) -> Iterator[Kept]:
     """What one block keeps; the `first` one has an input that needs no gradient where the embedding is frozen."""
     if case.train == "nothing":
         return
-    asleep = first and case.train == "lora"
-    yield from _norm(case, "norm1", asleep)
-    yield from _inputs(case, ("q", "k", "v"), case.arch.hidden, asleep)
-    yield from _attention(case, asleep)
-    yield from _inputs(case, ("o",), case.arch.queries, shared=not case.keeps_scores)
-    yield from _dropout(case, "attention")
-    yield from second_half(case)
-    yield from _casts(case, asleep)
+    # -1: gradients flow through all of it.
+    woken = wakes(case) if first and case.train == "lora" else -1
+    if woken < 0:
+        yield from _norm(case, "norm1")
+    yield from _inputs(case, GROUPS[0], case.arch.hidden, woken == 0)
+    if woken < 1:
+        yield from _attention(case, woken == 0)
+    yield from _inputs(case, GROUPS[1], case.arch.queries, woken == 1, shared=not case.keeps_scores and woken < 1)
+    if woken < 2:
+        yield from _dropout(case, "attention")
+    yield from second_half(case, woken)
+    yield from _casts(case, woken)
 
 
-def second_half(case: Case) -> Iterator[Kept]:
+def second_half(case: Case, woken: int = -1) -> Iterator[Kept]:
     """The feed-forward part's share of a block: free again when backward comes to the attention."""
-    yield from _norm(case, "norm2")
-    yield from _inputs(case, ("gate", "up") if case.arch.kind == "llama" else ("up",), case.arch.hidden)
-    yield from _feed_forward(case)
-    yield from _inputs(case, ("down",), case.arch.ffn, shared=case.arch.kind == "opt")
+    opt = case.arch.kind == "opt"
+    if woken < 2:
+        yield from _norm(case, "norm2")
+    yield from _inputs(case, ("up",) if opt else GROUPS[2], case.arch.hidden, woken == 2)
+    if woken < 3:
+        yield from _feed_forward(case, woken == 2)
+    yield from _inputs(case, GROUPS[3], case.arch.ffn, woken == 3, shared=opt and woken < 3)
     yield from _dropout(case, "feed-forward")
 
 
@@ -79,10 +98,8 @@ def outside(case: Case) -> Iterator[Kept]:
     yield Kept("labels and their number", IDS * tokens + 4)
 
 
-def _norm(case: Case, name: str, asleep: bool = False) -> Iterator[Kept]:
+def _norm(case: Case, name: str) -> Iterator[Kept]:
     values, tokens = case.tokens * case.arch.hidden, case.tokens
-    if asleep:
-        return
     if case.arch.kind == "opt":
         # On a CPU mean and factor are of the input's dtype.
         statistic = 4 if case.device == "cuda" else case.stored
@@ -105,23 +122,33 @@ def _inputs(
         copies = len(names) if case.autocast else 1
         yield Kept(f"input of {label}", 0 if shared else copies * case.product * values)
         return
-    for name in (name for name in names if name in case.targets):
+    chosen = [name for name in names if name in case.targets]
+    for name in chosen:
         yield from _adapter(case, name, values, asleep)
-    if not case.wide_adapters and set(names) & set(case.targets) and not shared:
-        yield Kept(f"input of A beside {label}", case.product * values)
+    if not chosen or shared or (case.adapter == PEFT and case.wide_adapters):
+        return
+    copies = len(chosen) if case.autocast and len(names) > 1 else 1  # of what a norm put out in 32 bits
+    yield Kept(f"input of A beside {label}", copies * case.product * values)
 
 
 def _adapter(case: Case, name: str, values: int, asleep: bool) -> Iterator[Kept]:
-    """LoRA's two products. peft's adapters are fp32: without autocast each of them casts a 16-bit input for itself.
+    """What one adapter keeps beside its input: A's output, and DoRA's product before it is scaled, with two vectors.
 
+    peft's are fp32: without autocast each of them casts a 16-bit input for itself, and under autocast A and B are cast.
     Where `fully_shard` gathers them in 16 bits there is nothing to cast, and they share their input as in fp32.
     """
+    rows, columns = case.arch.matrices[name].shape
+    if case.adapter != PEFT:
+        yield Kept(f"output of A beside {name}", case.product * case.tokens * case.rank)
+        if case.adapter == "dora":
+            yield Kept(f"direction's output of {name}", case.product * case.tokens * rows)
+            yield Kept(f"lengths and scales of {name}", 2 * 4 * rows)
+        return
     width = case.product if case.autocast or not case.wide_adapters else 4
     if case.wide_adapters:
         yield Kept(f"input of A beside {name}", width * values)
     yield Kept(f"output of A beside {name}", width * case.tokens * case.rank)
     if case.autocast:
-        rows, columns = case.arch.matrices[name].shape
         yield Kept(f"A and B of {name} in 16 bits", width * case.rank * (rows + (0 if asleep else columns)))
 
 
@@ -143,12 +170,14 @@ def _attention(case: Case, asleep: bool = False) -> Iterator[Kept]:
         yield Kept("probabilities in 16 bits", c * scores)
 
 
-def _feed_forward(case: Case) -> Iterator[Kept]:
+def _feed_forward(case: Case, asleep: bool = False) -> Iterator[Kept]:
     values = case.tokens * case.arch.ffn
     if case.arch.kind == "opt":
         yield Kept("ReLU of up", case.product * values)
         return
-    yield Kept("gate, its SiLU and up", 3 * case.product * values)
+    # SiLU keeps gate; the product keeps up for the gradient of gate, and SiLU's output for that of up.
+    gate, up = (not asleep or name in case.targets for name in GROUPS[2])
+    yield Kept("gate, its SiLU and up", (2 * gate + up) * case.product * values)
 
 
 def _dropout(case: Case, name: str) -> Iterator[Kept]:
@@ -157,11 +186,16 @@ def _dropout(case: Case, name: str) -> Iterator[Kept]:
         yield Kept(f"mask of dropout after {name}", mask * case.tokens * case.arch.hidden)
 
 
-def _casts(case: Case, asleep: bool) -> Iterator[Kept]:
-    """Under autocast a weight is cast once a step, and the cast is what backward multiplies with."""
+def _casts(case: Case, woken: int) -> Iterator[Kept]:
+    """Under autocast a weight is cast once a step, and the cast is what backward multiplies with.
+
+    Our adapters cast theirs again instead.
+    """
     if not case.autocast:
         return
-    unused = {"q", "k", "v"} if asleep else set()  # no gradient flows further down
+    unused = {name for group in GROUPS[: woken + 1] for name in group}  # no gradient flows further down
+    if case.train == "lora" and case.adapter != PEFT:
+        unused |= set(case.targets)
     yield Kept(
         "weights in 16 bits", case.product * sum(w.numel for n, w in case.arch.matrices.items() if n not in unused)
     )

@@ -19,6 +19,8 @@ BUCKET, BUCKETS = 16 * 2**20, 2  # of gradients on their way to the host (labkit
 OPTIMIZERS = {"sgd": 0, "momentum": 1, "adamw": 2, "adamw8bit": 2}
 ATTENTION = ("flash", "eager")
 STAGES = (0, 1, 2, 3)
+PEFT = "peft.lora"
+ADAPTERS = (PEFT, "lora", "dora")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Case:
         weights: dtype in which the weights are stored.
         compute: dtype of matrix products under autocast; empty: as the weights, without autocast.
         train: "full"; "lora": matrices of rank `rank` beside those named in `targets`; "nothing": forward only.
+        adapter: whose: peft's LoRA, or our LoRA or DoRA (`labkit.adapters`), which keep less for the backward pass.
         optimizer: one of OPTIMIZERS.
         master: fp32 master weights beside 16-bit weights; gradients and states are then fp32.
         segments: of checkpointing; 0 keeps every activation, `arch.layers` keeps one tensor a block.
@@ -53,6 +56,7 @@ class Case:
     master: bool = False
     rank: int = 8
     targets: tuple[str, ...] = ("q", "v")
+    adapter: str = PEFT
     segments: int = 0
     attention: str = "flash"
     stage: int = 0
@@ -66,6 +70,7 @@ class Case:
             ("dtype of weights", self.weights, DTYPES),
             ("dtype of products", self.compute or self.weights, DTYPES),
             ("way to train", self.train, TRAINS),
+            ("adapter", self.adapter, ADAPTERS),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("kind of attention", self.attention, ATTENTION),
         ):
@@ -136,9 +141,10 @@ class Case:
 
     @property
     def adapters(self) -> tuple[int, ...]:
-        """Sizes of LoRA's matrices A and B beside every target (Hu et al. 2021, arXiv:2106.09685)."""
-        matrices = self.arch.matrices
-        block = [self.rank * side for name in self.targets for side in reversed(matrices[name].shape)]
+        """Sizes of LoRA's A and B beside every target (Hu et al. 2021, arXiv:2106.09685), and of DoRA's lengths."""
+        block = []
+        for rows, columns in (self.arch.matrices[name].shape for name in self.targets):
+            block += [self.rank * columns, self.rank * rows, *([rows] if self.adapter == "dora" else [])]
         return tuple(block) * self.arch.layers
 
     @property

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from labkit.ledger.activations import GROUPS, wakes
 from labkit.ledger.case import Case
 
 
@@ -27,11 +28,25 @@ def step(case: Case) -> int:
     if case.train == "nothing":
         return forward(case)
     frozen, products, scores = case.train == "lora", _products(case), _scores(case)
-    adapters = 2 * sum(case.adapters) * case.tokens if frozen else 0
+    adapters = _adapters(case) if frozen else 0
     again = products + scores + adapters - case.segments * _last_product(case) if case.segments else 0
     backward = products * (1 if frozen else 2) + 2 * scores + _head(case) * (1 if frozen else 2)
     whole = forward(case) + backward + again + adapters * 3
-    return whole - _asleep(case) if frozen else whole
+    return whole - _asleep(case) + _norms(case) * (2 if case.segments else 1) if frozen else whole
+
+
+def _adapters(case: Case) -> int:
+    """Of A and B beside all targets, forward."""
+    sides = (sum(case.arch.matrices[name].shape) for name in case.targets)
+    return 2 * case.tokens * case.rank * sum(sides) * case.arch.layers
+
+
+def _norms(case: Case) -> int:
+    """DoRA's lengths of rows, from W Aᵀ, A Aᵀ and B (A Aᵀ): no product has more tokens to it."""
+    if case.adapter != "dora":
+        return 0
+    shapes = [case.arch.matrices[name].shape for name in case.targets]
+    return sum(2 * case.rank * (m * n + case.rank * (m + n)) for m, n in shapes) * case.arch.layers
 
 
 def _last_product(case: Case) -> int:
@@ -42,13 +57,14 @@ def _last_product(case: Case) -> int:
 
 
 def _asleep(case: Case) -> int:
-    """The gradients that the first block does not compute, since its input needs none below frozen q, k and v."""
-    arch, first = case.arch, ("q", "k", "v")
-    inputs = sum(2 * arch.matrices[name].numel for name in first)
-    inputs += sum(2 * case.rank * arch.hidden for name in first if name in case.targets)
-    scores = 2 * case.seq_len * arch.queries  # one of the four products of attention's backward
-    idle = sum(name not in case.targets for name in first)
-    return case.tokens * (inputs + idle * scores)
+    """The gradients that the first block does not compute, since nothing below its first adapter trains."""
+    arch, woken = case.arch, wakes(case)
+    sizes = {name: 2 * weight.numel for name, weight in arch.matrices.items()}
+    idle = sum(sizes.get(name, 0) for group in GROUPS[: woken + 1] for name in group)
+    idle += sum(2 * case.rank * arch.matrices[name].shape[1] for name in GROUPS[woken] if name in case.targets)
+    # Attention's backward has four products of scores: two are for queries and keys, two for probabilities and values.
+    products = sum(name not in case.targets for name in GROUPS[0]) if woken == 0 else 4
+    return case.tokens * (idle + products * 2 * case.seq_len * arch.queries)
 
 
 def _products(case: Case) -> int:

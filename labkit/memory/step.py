@@ -16,15 +16,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from labkit.adapters.attach import attach
+from labkit.adapters.dora import DoraLinear
+from labkit.adapters.lora import LoraLinear, LoraSpec
+from labkit.adapters.targets import MODULES
 from labkit.errors import LabError
 from labkit.ledger import optimizer_tensors
-from labkit.ledger.case import Case
+from labkit.ledger.case import PEFT, Case
 from labkit.ledger.trace import BLOCK, Trace, Tracker
-
-PROJECTIONS = {
-    "llama": {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")},
-    "opt": {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj", "up": "fc1", "down": "fc2"},
-}
 
 
 class Step:
@@ -117,13 +116,19 @@ def build(case: Case, config: Any, device: str) -> torch.nn.Module:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     if case.train == "lora":
+        return _adapted(case, model).train()
+    return model.requires_grad_(case.train == "full").train()
+
+
+def _adapted(case: Case, model: Any) -> Any:
+    """The model with the case's adapters."""
+    if case.adapter == PEFT:
         import peft
 
-        names = [PROJECTIONS[case.arch.kind][name] for name in case.targets]
-        model = peft.get_peft_model(model, peft.LoraConfig(r=case.rank, target_modules=names))
-    else:
-        model.requires_grad_(case.train == "full")
-    return model.train()
+        names = [MODULES[case.arch.kind][name] for name in case.targets]
+        return peft.get_peft_model(model, peft.LoraConfig(r=case.rank, target_modules=names))
+    kind = DoraLinear if case.adapter == "dora" else LoraLinear
+    return attach(model, LoraSpec(case.rank, targets=case.targets), kind=kind)
 
 
 def _optimizer(case: Case, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

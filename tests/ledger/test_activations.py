@@ -2,16 +2,15 @@
 
 from itertools import product
 
-import peft
 import pytest
 import torch
 from decoders import WORDS, llama, opt
 from transformers import AutoModelForCausalLM
 
 from labkit.ledger import activations, saved_for_backward
-from labkit.ledger.case import Case
+from labkit.ledger.case import ADAPTERS, PEFT, Case
 from labkit.ledger.shapes import Architecture
-from labkit.memory.step import PROJECTIONS
+from labkit.memory.step import _adapted
 
 POLICIES = [("float32", ""), ("bfloat16", ""), ("float32", "bfloat16")]
 MODELS = {
@@ -29,8 +28,7 @@ def saved(config, case: Case) -> int:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, case.weights))
     if case.train == "lora":
-        names = [PROJECTIONS[case.arch.kind][name] for name in case.targets]
-        model = peft.get_peft_model(model, peft.LoraConfig(r=case.rank, target_modules=names))
+        model = _adapted(case, model)
         if case.fsdp:  # as `fully_shard` gathers them
             model.to(getattr(torch, case.weights))
     ids = torch.randint(0, WORDS, (case.batch, case.seq_len))
@@ -58,22 +56,25 @@ def test_full_fine_tuning_to_the_last_byte(name, policy, attention):
 
 @pytest.mark.parametrize("policy", POLICIES, ids="-".join)
 @pytest.mark.parametrize("name", ["llama", "opt"])
-def test_lora_to_the_last_byte(name, policy):
-    for attention, targets in product(("flash", "eager"), (("q", "v"), ALL[name])):
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_adapters_to_the_last_byte(adapter, name, policy):
+    chosen = [("q", "v"), ALL[name], ("o", "up"), ("up",), ("down",), *([("gate", "down")] if name == "llama" else [])]
+    for attention, targets in product(("flash", "eager"), chosen):
         config = MODELS[name](3, "sdpa" if attention == "flash" else "eager")
         options = {"train": "lora", "targets": targets, "rank": 4, "attention": attention, "device": "cpu"}
-        case = Case(Architecture.of(config), 2, 8, *policy, **options)
+        case = Case(Architecture.of(config), 2, 8, *policy, adapter=adapter, **options)
         assert saved(config, case) == formula(case), (attention, targets)
-        if not case.autocast:
+        if adapter == PEFT and not case.autocast:
             gathered = case.with_(stage=3, fsdp=True)
             assert saved(config, gathered) == formula(gathered), (attention, targets)
 
 
-def test_where_the_queries_have_no_adapter_at_most_a_block_is_counted_too_much():
-    config = llama(3)
-    case = Case(Architecture.of(config), 2, 8, train="lora", targets=("up", "down"), rank=4, device="cpu")
-    gap = formula(case) - saved(config, case)
-    assert 0 < gap < activations.total(activations.block(case))
+def test_our_adapters_keep_less_than_pefts():
+    arch = Architecture.of(llama(3))
+    for policy in POLICIES:
+        case = Case(arch, 2, 8, *policy, train="lora", targets=ALL["llama"], rank=4, device="cpu")
+        kept = formula(case), formula(case.with_(adapter="lora"))
+        assert kept[0] == kept[1] if policy == ("float32", "") else kept[0] > kept[1]
 
 
 def test_forward_alone_keeps_nothing():
