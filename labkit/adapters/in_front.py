@@ -10,7 +10,7 @@ A transformers model keeps its decoder inside (`model.get_decoder()`): what stan
 Where no `position_ids` are given the decoder counts by itself: OPT leaves padding out, Llama counts it (the distance to
 what is in front then grows with a row's padding on the left). peft leaves it so, and this does.
 
-transformers calls the cache `past_key_values`, and from 5.24 on `cache`; the decoder's signature tells which.
+Older versions of transformers call the cache `past_key_values`, newer ones `cache`; the signature tells which.
 """
 
 from __future__ import annotations

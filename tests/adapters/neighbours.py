@@ -68,7 +68,7 @@ def peft_twin(model, config):
         twin = get_peft_model(copy.deepcopy(model), config)
     if not config.is_prompt_learning:
         return twin.eval()
-    # transformers 5.24 calls the cache by another name than peft 0.21 looks for in `generate`
+    # newer versions of transformers call the cache by another name than peft 0.21 looks for in `generate`
     prepare = twin.base_model_prepare_inputs_for_generation
 
     def renamed(*args, **kwargs):

@@ -73,6 +73,9 @@ def test_the_model_starts_unchanged_and_is_whole_again_without(kind, placement):
     before, names = logits(model), list(model.state_dict())
     attach_bottlenecks(model, 7, placement)
     assert torch.equal(logits(model), before)
+    own = dict(bottlenecks(model))
+    parts = ("down.weight", "down.bias", "up.weight", "up.bias")
+    assert set(trained(model)) == {f"{path}.{part}" for path in own for part in parts} and own
     with pytest.raises(LabError, match="already"):
         attach_bottlenecks(model, 7, placement)
     # at the start only U learns: what it multiplies is there, and D's gradient goes through U, which is zero
