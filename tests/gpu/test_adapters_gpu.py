@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 from micro import Letters, micro_llama
 
 from labkit.adapters.qlora import QLora
