@@ -21,7 +21,7 @@ TITLE = "Adapters and full fine-tuning: film sentiment, 1,500 test sentences."
 SEEDS = tuned.SEEDS
 UNITS = RUN_UNITS | {f"{name}_mib": "MiB" for name in tuned.BYTES} | {"share": "share", "learning_rate": "1"}
 _SMALL, _LARGE = (5e-5, 1e-4, 2e-4), (1e-3, 3e-3, 1e-2)
-_MIDDLE = (5e-4, 1e-3, 2e-3)
+_MIDDLE, _LARGEST = (5e-4, 1e-3, 2e-3), (1e-2, 3e-2, 1e-1)
 _LORA = "labkit.adapters.tuning:Lora"
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "full": ("labkit.methods:FullFineTuning", {}, _SMALL),
@@ -29,8 +29,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "bitfit": ("labkit.adapters.bitfit:BitFit", {}, _LARGE),
     "bottleneck": ("labkit.adapters.bottleneck:Bottleneck", {"placement": "houlsby"}, _MIDDLE),
     "bottleneck-pfeiffer": ("labkit.adapters.bottleneck:Bottleneck", {"placement": "pfeiffer"}, _MIDDLE),
-    "prefix": ("labkit.adapters.prefix:PrefixTuning", {}, _LARGE),
-    "prompt": ("labkit.adapters.prompt:PromptTuning", {}, _LARGE),
+    "prefix": ("labkit.adapters.prefix:PrefixTuning", {}, _LARGEST),
+    "prompt": ("labkit.adapters.prompt:PromptTuning", {}, _LARGEST),
     "lora": (_LORA, {}, _MIDDLE),
     "lora+": ("labkit.adapters.lora_plus:LoraPlus", {}, (5e-5, 1e-4, 2e-4)),
     "dora-half": ("labkit.adapters.dora:Dora", {"rank": 4}, _MIDDLE),
