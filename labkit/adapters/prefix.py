@@ -182,6 +182,7 @@ class PrefixTuning(Adapted):
         LabError: from `prepare`, for what does not fit the model, before any training.
     """
 
+    learning_rate: float = 1e-1
     length: int = 8
     projection: int = 0
     start: str = "words"
