@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
+from collections import Counter
+from itertools import combinations
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from labkit import models
 from labkit.errors import LabError
-from labkit.instructions import IGNORED, Instructions, Pair, pack, read
+from labkit.instructions import FOLDER, IGNORED, Instructions, Pair, pack, read
 from labkit.methods import FullFineTuning
 from labkit.training import evaluate, train
 
@@ -177,6 +180,39 @@ def test_it_trains_in_the_one_loop_and_answers_what_it_has_learned(tokenizer):
     assert run.losses[-1] < 0.2 * run.losses[0] and run.tokens > 0
     assert own.answer(network, PAIRS[0]) == "Red."
     assert run.evaluations[-1]["accuracy"] > 0.9
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def _threes(pair: Pair) -> set[tuple[str, ...]]:
+    words = _words(pair.asked)
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+
+
+def test_the_courses_pairs_are_many_varied_and_held_apart():
+    """No instruction is a near copy of another, in the same part or in the other one."""
+    kept, held = read(FOLDER / "train.jsonl"), read(FOLDER / "held-out.jsonl")
+    assert len(kept) >= 600 and len(held) >= 100
+    kinds = {pair.kind for pair in kept}
+    assert len(kinds) >= 20 and kinds == {pair.kind for pair in held}
+    pairs = [*kept, *held]
+    threes = [_threes(pair) for pair in pairs]
+    for one, two in combinations(range(len(pairs)), 2):
+        shared = len(threes[one] & threes[two])
+        assert 2 * shared < len(threes[one] | threes[two]), (pairs[one].asked, pairs[two].asked)
+    assert Counter(pair.answer for pair in pairs if len(pair.answer.split()) > 3).most_common(1)[0][1] <= 2
+    for pair in pairs:
+        assert pair.text.isascii() and 1 <= len(pair.answer.split()) <= 60 and pair.kind
+
+
+def test_the_courses_pairs_fit_and_packing_saves_most_of_the_padding(tokenizer):
+    own = Instructions.load(model="tiny")
+    assert all(len(own.encode(pair)[0]) + len(own.encode(pair)[1]) <= own.seq_len for pair in own.train + own.test)
+    apart, packed = own._rows(own.train[:64], False), own._rows(own.train[:64], True)
+    assert packed.tokens == apart.tokens and packed.padding < 0.1 < apart.padding
+    assert not {p.asked for p in own.train} & {p.asked for p in own.test}
 
 
 def test_a_damaged_file_is_told(tmp_path):
