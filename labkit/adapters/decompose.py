@@ -17,7 +17,7 @@ and no direction: it counts in ΔM, and ΔD is a mean over the others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -125,7 +125,6 @@ def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor], step: int
     return [between(matrix, after[path], path, step) for path, matrix in before.items()]
 
 
-@dataclass
 class Decomposed(FirstOrder):
     """Mixed into a method, it notes what training does to the rows; see `decomposed`.
 
@@ -133,8 +132,9 @@ class Decomposed(FirstOrder):
         seen: the changes since the start, at `MOMENTS` moments.
     """
 
-    watched: Targets = ("q", "v")
-    seen: list[Change] = field(default_factory=list)
+    # No fields: the settings that a run records are those of the method.
+    watched: Targets
+    seen: list[Change]
 
     def prepare(self, model: nn.Module, task: Task, steps: int) -> None:
         """Keep a copy of the watched matrices as they are now; then what the method does."""
