@@ -90,6 +90,16 @@ def correlation(changes: Iterable[Change]) -> float:
     return float(torch.corrcoef(points.t())[0, 1])
 
 
+def at_end(changes: Sequence[Change]) -> list[Change]:
+    """Those of the last moment.
+
+    Both ΔM and ΔD begin at 0 and grow, so that moments together correlate in any training; layers at one moment need
+    not.
+    """
+    last = max((change.step for change in changes), default=0)
+    return [change for change in changes if change.step == last]
+
+
 def slope(changes: Sequence[Change]) -> float:
     """Of the straight line that fits ΔM against ΔD best, in lengths for each 1 of ΔD."""
     spread = torch.tensor([(c.magnitude, c.direction) for c in changes], dtype=torch.float64).std(0)

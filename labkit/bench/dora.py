@@ -2,7 +2,8 @@
 
 Rows are means over the seeds. Query and value matrices get adapters, and they are what `magnitude_change` and
 `direction_change` are taken of: ΔM and ΔD of `labkit.adapters.decompose`, means over those matrices at the end of the
-training. `correlation` is that of the two over matrices and four moments of each training, the mean over the seeds.
+training. `correlation` is that of the two over matrices and four moments of each training, the mean over the seeds, and
+`correlation_end` that over the matrices at its end.
 Step time and peak are those of a short run alone on the machine, the second of two. peft's DoRA is measured in the same
 table: it computes the same, so that its accuracies differ by the draw of A alone, and it forms B A in every layer.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from labkit.adapters.decompose import Change, correlation, decomposed
+from labkit.adapters.decompose import Change, at_end, correlation, decomposed
 from labkit.adapters.dora import Dora
 from labkit.adapters.targets import MODULES
 from labkit.adapters.tuning import Lora
@@ -41,6 +42,7 @@ UNITS = RUN_UNITS | {
     "magnitude_change": "length of a row",
     "direction_change": "1 - cos",
     "correlation": "Pearson's r",
+    "correlation_end": "Pearson's r",
     "average": "%",
 } | dict.fromkeys(
     ("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_e", "arc_c", "obqa"), "%"
@@ -173,6 +175,7 @@ def _row(scale: Scale, name: str, timed: Run, runs: list[tuple[Run, list[Change]
         "magnitude_change": _mean([change.magnitude for change in ends]),
         "direction_change": _mean([change.direction for change in ends]),
         "correlation": _mean([correlation(seen) for _, seen in runs if seen]),
+        "correlation_end": _mean([correlation(at_end(seen)) for _, seen in runs if seen]),
         "step_ms": alone["step_ms"],
         "peak_allocated_mib": alone["peak_allocated_mib"],
         "joules_per_step": alone["joules_per_step"],

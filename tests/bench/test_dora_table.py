@@ -74,6 +74,8 @@ def test_changes_are_those_at_the_end_and_the_correlation_that_of_all_moments(ma
         for column, kind in (("magnitude_change", "magnitude"), ("direction_change", "direction")):
             assert row[column] == pytest.approx(statistics.fmean(getattr(c, kind) for c in last), rel=1e-3)
         assert row["correlation"] == pytest.approx(statistics.fmean(map(correlation, seen)), rel=1e-3)
+        ends = [correlation([change for change in changes if change.step == 6]) for changes in seen]
+        assert row["correlation_end"] == pytest.approx(statistics.fmean(ends), rel=1e-3) != row["correlation"]
 
 
 def test_what_trains_is_counted_by_formula(made):
