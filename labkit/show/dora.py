@@ -74,14 +74,15 @@ def arrows_words(weight: Tensor, states: Mapping[str, Tensor]) -> str:
     for name, after in states.items():
         change = between(weight, after)
         rows = (
-            f"row {k + 1} {m:+.2f} and {_degrees(d):.0f}°"
+            f"row {k + 1} {m:+.2f} and {degrees(d):.0f}°"
             for k, (m, d) in enumerate(zip(change.lengths.tolist(), change.turns.tolist(), strict=True))
         )
         said.append(f"{name}: {', '.join(rows)}")
     return f"Arrows of {len(weight)} rows before and after. Change of length and angle turned in {'; in '.join(said)}."
 
 
-def _degrees(turn: float) -> float:
+def degrees(turn: float) -> float:
+    """The angle of which `turn` is 1 - cos; NaN for NaN."""
     return math.degrees(2 * math.asin(min(1.0, math.sqrt(turn / 2)))) if turn == turn else math.nan
 
 
@@ -181,7 +182,7 @@ def rows_figure(change: Change, method: str = "") -> Figure:
     fig, ax = plt.subplots(figsize=(6.4, 3.4))
     colour, mark = LOOK.get(method, ("grey", "o"))
     ax.axhline(0, color=PALETTE["grey"], linewidth=1)
-    ax.plot([_degrees(d) for d in change.turns.tolist()], change.lengths.tolist(), mark, color=PALETTE[colour], ms=4,
+    ax.plot([degrees(d) for d in change.turns.tolist()], change.lengths.tolist(), mark, color=PALETTE[colour], ms=4,
             ls="none", alpha=0.6)  # fmt: skip
     ax.set(xlabel="row turned by (degrees)", ylabel="change of its length", xlim=(0, None))
     grown = float((change.lengths > 0).double().mean())
@@ -199,11 +200,11 @@ def rows_words(change: Change, method: str = "") -> str:
     """How many rows grew, and the means and extremes."""
     grown = int((change.lengths > 0).sum())
     low, high = float(change.lengths.min()), float(change.lengths.max())
-    degrees = [_degrees(d) for d in change.turns.tolist() if d == d]
+    angles = [degrees(d) for d in change.turns.tolist() if d == d]
     return (
         f"{method}, {change.layer} after step {change.step}: {grown} of {len(change.lengths)} rows grew, "
         f"lengths change by {low:+.2g} to {high:+.2g}, "
-        f"rows turn by {min(degrees):.2g} to {max(degrees):.2g} degrees; {_mean_change_exact(change)}."
+        f"rows turn by {min(angles):.2g} to {max(angles):.2g} degrees; {_mean_change_exact(change)}."
     )
 
 
