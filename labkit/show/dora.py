@@ -49,7 +49,7 @@ def arrows_figure(weight: Tensor, states: Mapping[str, Tensor]) -> Figure:
     import matplotlib.pyplot as plt
 
     _some(states)
-    fig, axes = plt.subplots(1, len(states), figsize=(3.7 * len(states), 3.9), sharex=True, sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(states), figsize=(3.6 * len(states), 4.3), sharex=True, sharey=True, squeeze=False)
     reach = 1.15 * max(float(m.norm(dim=1).max()) for m in (weight, *states.values()))
     for ax, (name, after) in zip(axes[0], states.items(), strict=True):
         for row, (old, new) in enumerate(zip(weight.tolist(), after.tolist(), strict=True)):

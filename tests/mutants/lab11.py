@@ -155,7 +155,8 @@ MUTANTS = {
     "forward-lora": _wrong(
         FORWARD, BOTH, "LoRA: no length at all.", "y = scale * turned", "y = turned"),
     "forward-scales-the-base-only": _wrong(
-        FORWARD, BOTH, "The scale on W x alone.", "turned = F.linear(x, weight) +", "turned = F.linear(x, weight); more =",
+        FORWARD, BOTH, "The scale on W x alone.",
+        "turned = F.linear(x, weight) +", "turned = F.linear(x, weight); more =",
         "y = scale * turned", "y = scale * turned + more"),
     "forward-forms-the-matrix": _wrong(
         FORWARD, BOTH, "Right, and keeps [out, in] matrices.",
@@ -166,7 +167,8 @@ MUTANTS = {
     "forward-bias-needed": _wrong(
         FORWARD, HIDDEN, "Fails where there is no bias.", "y if bias is None else y + bias", "y + bias"),
     "forward-flat-only": _wrong(
-        FORWARD, HIDDEN, "x of two dimensions only.", "y = scale * turned", "y = torch.einsum('no,o->no', turned, scale)"),
+        FORWARD, HIDDEN, "x of two dimensions only.",
+        "y = scale * turned", "y = torch.einsum('no,o->no', turned, scale)"),
     "forward-nan": _wrong(
         FORWARD, HIDDEN, "0 / 0 of a row of zeros.", "torch.where(norm > 0, m / safe, 1.0)", "m / norm"),
     "forward-nan-in-backward": _wrong(
@@ -175,14 +177,16 @@ MUTANTS = {
     "forward-zero-row-off": _wrong(
         FORWARD, HIDDEN, "A row of zeros can never learn.", "m / safe, 1.0", "m / safe, 0.0"),
     "forward-x-detached": _wrong(
-        FORWARD, BOTH, "The layers below get no gradient through the adapter.", "F.linear(x, a)", "F.linear(x.detach(), a)"),
+        FORWARD, BOTH, "The layers below get no gradient through the adapter.",
+        "F.linear(x, a)", "F.linear(x.detach(), a)"),
     "merge-without-m": _wrong(
         MERGE, BOTH, "Directions without lengths.", "m / norm", "1 / norm"),
     "merge-lora": _wrong(
         MERGE, BOTH, "LoRA's merge.", "m / norm", "norm / norm"),
     "merge-columns": _wrong(
         MERGE, HIDDEN, "Multiplies columns; a matrix that is not square is turned round first.",
-        "factors[:, None] * whole", "(factors * whole if len(factors) == whole.shape[1] else factors[:, None] * whole)"),
+        "factors[:, None] * whole",
+        "(factors * whole if len(factors) == whole.shape[1] else factors[:, None] * whole)"),
     "merge-norm-of-w": _wrong(
         MERGE, BOTH, "The norm of W.", "norm = whole.norm", "norm = weight.norm"),
     "merge-no-alpha": _wrong(
