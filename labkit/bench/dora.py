@@ -104,6 +104,7 @@ class PeftDora(Lora):
             parameter.requires_grad_("lora_" in name)
 
 
+CHANGES = ("magnitude_change", "direction_change", "correlation", "correlation_end")
 METHODS = ("full", "lora", "dora-half", "dora", "peft.dora")
 
 
@@ -141,8 +142,11 @@ def _loaded(scale: Scale) -> tuple[Any, Any]:
     return models.load(scale.model), Sentiment.load(scale)
 
 
-def _run(case: tuple[Scale, str, int, int]) -> tuple[Run, list[Change]]:
-    """One run of a scale, a method, a seed and a number of steps, and what it did to the rows."""
+def _run(case: tuple[Scale, str, int, int]) -> tuple[Run, dict[str, float]]:
+    """One run of a scale, a method, a seed and a number of steps, and what it did to the rows, as numbers.
+
+    Tensors that a worker sends keep a file open each, and the changes of all matrices are thousands.
+    """
     from labkit.bench.workers import clear
     from labkit.training import train
 
@@ -154,16 +158,26 @@ def _run(case: tuple[Scale, str, int, int]) -> tuple[Run, list[Change]]:
     model = copy.deepcopy(base).to(scale.device)
     run = train(model, task, noting or chosen, steps=steps, batch_size=scale.batch_size, seed=seed,
                 model_name=scale.model, progress=False)  # fmt: skip
-    return run, noting.seen if noting else []
+    return run, _summary(noting.seen) if noting else {}
 
 
-def _row(scale: Scale, name: str, timed: Run, runs: list[tuple[Run, list[Change]]]) -> dict:
+def _summary(seen: list[Change]) -> dict[str, float]:
+    end = at_end(seen)
+    return {
+        "magnitude_change": statistics.fmean(change.magnitude for change in end),
+        "direction_change": statistics.fmean(change.direction for change in end),
+        "correlation": correlation(seen),
+        "correlation_end": correlation(end),
+    }
+
+
+def _row(scale: Scale, name: str, timed: Run, runs: list[tuple[Run, dict[str, float]]]) -> dict:
     from labkit.models import parameters
 
     accuracies = [run.evaluations[-1]["accuracy"] for run, _ in runs]
     first, alone = runs[0][0], timed.row()
     steps = first.config["steps"]
-    ends = [change for _, seen in runs for change in seen if change.step == steps]
+    changed = [summary for _, summary in runs if summary]
     return {
         "model": scale.model,
         "method": name,
@@ -172,10 +186,7 @@ def _row(scale: Scale, name: str, timed: Run, runs: list[tuple[Run, list[Change]
         "accuracy_std": round(statistics.stdev(accuracies), 4),
         "trainable_params": first.trainable_params,
         "share": round(first.trainable_params / parameters(_loaded(scale)[0]), 6),
-        "magnitude_change": _mean([change.magnitude for change in ends]),
-        "direction_change": _mean([change.direction for change in ends]),
-        "correlation": _mean([correlation(seen) for _, seen in runs if seen]),
-        "correlation_end": _mean([correlation(at_end(seen)) for _, seen in runs if seen]),
+        **{name: _mean([summary[name] for summary in changed]) for name in CHANGES},
         "step_ms": alone["step_ms"],
         "peak_allocated_mib": alone["peak_allocated_mib"],
         "joules_per_step": alone["joules_per_step"],
@@ -183,7 +194,7 @@ def _row(scale: Scale, name: str, timed: Run, runs: list[tuple[Run, list[Change]
         "batch": scale.batch_size,
         "dtype": scale.dtype,
         "learning_rate": first.config["learning_rate"],
-        "note": None if ends else "peft's layers are not read: they compute what those of dora do",
+        "note": None if changed else "peft's layers are not read: they compute what those of dora do",
     }
 
 

@@ -20,7 +20,7 @@ SCALE = Scale("tiny", "micro", 64, 24, batch_size=8, seq_len=16, epochs=1, learn
 @pytest.fixture(scope="module")
 def made():
     """Every row, and every run that they were made of: (method, seed, steps, test examples, run, changes)."""
-    base, runs, real = micro_llama(), [], bench._run
+    base, runs, real, seen, summary = micro_llama(), [], bench._run, [], bench._summary
     before = [p.detach().clone() for p in base.parameters()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("labkit.bench.workers.clear", lambda device: None)  # a collector's round takes longer than a run
@@ -30,10 +30,12 @@ def made():
 
         def run(case):
             found = real(case)
-            runs.append((case[1], case[2], case[3], case[0].eval_size, *found))
+            assert json.loads(json.dumps(found[1])) == found[1], "a worker would send tensors"
+            runs.append((case[1], case[2], case[3], case[0].eval_size, found[0], seen.pop() if seen else []))
             return found
 
         patch.setattr(bench, "_run", run)
+        patch.setattr(bench, "_summary", lambda changes: (seen.append(changes), summary(changes))[1])
         rows = list(bench.rows(SCALE))
     assert all(torch.equal(p, old) for p, old in zip(base.parameters(), before, strict=True)), "the base was trained"
     return {row["method"]: row for row in rows}, runs
