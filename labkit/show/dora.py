@@ -34,7 +34,7 @@ COSTS = (
     ("accuracy", "accuracy (%)", 100.0),
     ("share", "share that trains (%)", 100.0),
     ("step_ms", "a step (ms)", 1.0),
-    ("peak_allocated_mib", "peak (MiB)", 1.0),
+    ("peak_allocated_mib", "peak (GiB)", 1 / 1024),
 )
 STEP_SIZES = (18, 34, 54, 80)  # of a mark, by moment
 
