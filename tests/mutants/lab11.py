@@ -110,6 +110,10 @@ MUTANTS = {
         CHANGE, HIDDEN, "A row that was pruned is left out of ΔM too.", "(now - was).abs()", "(now - was)[some].abs()"),
     "change-root": _wrong(
         CHANGE, BOTH, "Squares of the changes.", "(now - was).abs()", "(now - was).square()"),
+    "change-as-tensors": _wrong(
+        CHANGE, VISIBLE, "Tensors in the place of numbers.",
+        "return (now - was).abs().mean().item(), (1 - cos).mean().item()",
+        "return (now - was).abs().mean(), (1 - cos).mean()"),
     "norm-forms-the-matrix": _wrong(
         NORM, BOTH, "Right, and forms B A and the sum.",
         code="return (weight + scaling * b.detach() @ a.detach()).norm(dim=1)"),
@@ -132,6 +136,10 @@ MUTANTS = {
         NORM, HIDDEN, "The root of what rounding has made negative.", ".clamp(min=0)", ""),
     "norm-squared": _wrong(
         NORM, BOTH, "Forgets the root.", ".sqrt()", ""),
+    "norm-as-a-column": _wrong(
+        NORM, BOTH, "[out, 1] in the place of [out].", ".sqrt()", ".sqrt()[:, None]"),
+    "norm-as-a-list": _wrong(
+        NORM, BOTH, "A list in the place of a tensor.", ".sqrt()", ".sqrt().tolist()"),
     "norm-with-a-graph": _wrong(
         NORM, HIDDEN, "Differentiates the norm.", "with torch.no_grad()", "with torch.enable_grad()"),
     "forward-columns": _wrong(
@@ -200,6 +208,15 @@ MUTANTS = {
         MERGE, HIDDEN, "0 / 0 of a row of zeros.", "torch.where(norm > 0, m / norm, 1.0)", "m / norm"),
     "merge-with-a-graph": _wrong(
         MERGE, HIDDEN, "A graph hangs on the frozen weight.", "with torch.no_grad()", "with torch.enable_grad()"),
+    "merge-matrix-only": _wrong(
+        MERGE, BOTH, "Forgets the factors.",
+        "return factors[:, None] * whole, factors", "return factors[:, None] * whole"),
+    "forward-needs-labkit": _wrong(
+        FORWARD, BOTH, "Has the course's layer do it.", code="""
+from labkit.adapters.dora import _DoraProduct
+norm = (weight + scaling * b.detach() @ a.detach()).norm(dim=1)
+return _DoraProduct.apply(x, weight, bias, a, b, m, norm, scaling, 0.0)
+"""),
     "merge-returns-norms": _wrong(
         MERGE, BOTH, "The norms in the factors' place.", "whole, factors", "whole, norm"),
     "unmerge-lora": _wrong(
