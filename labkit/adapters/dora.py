@@ -5,9 +5,9 @@ itself and the direction by LoRA:
 
     W' = m ⊙ (W + s B A) / ‖W + s B A‖          ‖·‖ of each row, m of [out], starting at ‖W‖
 
-The paper's and the seed's ‖·‖_c is a norm of columns, since they store W as [in, out]. The seed's slide has the factor
-(W + B A) / ‖W + B A‖ twice, in both of its forms; one is right. Backward takes the norm for a constant (section 4.3 of
-the paper), so that it keeps no [out, in] tensor.
+The paper's and the seed's ‖·‖_c is a norm of columns, since they store W as [in, out]. The seed's slide divides by
+‖W + B A‖ twice, in both of its forms, so that every row would start with length 1; once is right. Backward takes the
+norm for a constant (section 4.3 of the paper), so that it keeps no [out, in] tensor.
 
 peft forms B A and W + s B A in every forward pass to take its norm. It needs neither: with a = A of [r, in],
 

@@ -1,0 +1,213 @@
+"""Figures of lesson 11: rows as arrows, changes of length against changes of direction, and what each method costs.
+
+A method has one colour and marker in all of them. Changes are those of `labkit.adapters.decompose`; recorded and
+published figures are rows of the table `dora`. Titles and the `*_words` for alternative text are computed from what is
+drawn.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from labkit.adapters.decompose import Change, at_end, between, correlation, slope
+from labkit.errors import LabError
+from labkit.show.display import figure_html
+from labkit.show.explorer import Explorer
+from labkit.show.style import PALETTE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+LOOK = {  # colour and marker
+    "full": ("black", "o"),
+    "lora": ("orange", "s"),
+    "dora-half": ("sky", "^"),
+    "dora": ("blue", "D"),
+    "peft.dora": ("purple", "x"),
+}
+COSTS = (
+    ("accuracy", "accuracy (%)", 100.0),
+    ("share", "share that trains (%)", 100.0),
+    ("step_ms", "a step (ms)", 1.0),
+    ("peak_allocated_mib", "peak (GiB)", 1 / 1024),
+)
+STEP_SIZES = (18, 34, 54, 80)  # of a mark, by moment
+
+
+def arrows_figure(weight: Tensor, states: Mapping[str, Tensor]) -> Figure:
+    """Rows of two values as arrows: grey where they began, coloured where each state has brought them.
+
+    Args:
+        weight: [out, 2], where training began.
+        states: name to the same matrix later; a panel each.
+    """
+    import matplotlib.pyplot as plt
+
+    _some(states)
+    fig, axes = plt.subplots(1, len(states), figsize=(3.6 * len(states), 4.3), sharex=True, sharey=True, squeeze=False)
+    reach = 1.15 * max(float(m.norm(dim=1).max()) for m in (weight, *states.values()))
+    for ax, (name, after) in zip(axes[0], states.items(), strict=True):
+        for row, (old, new) in enumerate(zip(weight.tolist(), after.tolist(), strict=True)):
+            ax.add_patch(plt.Circle((0, 0), math.hypot(*old), fill=False, color=PALETTE["grey"], ls=":", lw=0.8))
+            for (x, y), colour, width in ((old, "grey", 3.0), (new, "blue", 1.6)):
+                arrow = {"arrowstyle": "-|>", "color": PALETTE[colour], "lw": width, "shrinkA": 0, "shrinkB": 0}
+                ax.annotate("", (x, y), (0, 0), arrowprops=arrow)
+            ax.text(1.06 * new[0], 1.06 * new[1], f"{row + 1}", ha="center", va="center")
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="weight of input 1")
+        ax.set_title(f"{name}: {_mean_change(between(weight, after))}", fontsize="small")
+    axes[0, 0].set_ylabel("weight of input 2")
+    return fig
+
+
+def _mean_change(change: Change) -> str:
+    return f"ΔM {change.magnitude:.2f}, ΔD {change.direction:.2f}"
+
+
+def arrows_words(weight: Tensor, states: Mapping[str, Tensor]) -> str:
+    """How the length of each row changes, and by how many degrees it turns, state by state."""
+    said = []
+    for name, after in states.items():
+        change = between(weight, after)
+        rows = (
+            f"row {k + 1} {m:+.2f} and {degrees(d):.0f}°"
+            for k, (m, d) in enumerate(zip(change.lengths.tolist(), change.turns.tolist(), strict=True))
+        )
+        said.append(f"{name}: {', '.join(rows)}")
+    return f"Arrows of {len(weight)} rows before and after. Change of length and angle turned in {'; in '.join(said)}."
+
+
+def degrees(turn: float) -> float:
+    """The angle of which `turn` is 1 - cos; NaN for NaN."""
+    return math.degrees(2 * math.asin(min(1.0, math.sqrt(turn / 2)))) if turn == turn else math.nan
+
+
+def changes_figure(seen: Mapping[str, Sequence[Change]]) -> Figure:
+    """ΔM against ΔD, a panel for each method: a mark for each matrix and moment, larger for later ones.
+
+    Circles are query matrices, crosses all others (values, in the lesson); the line fits the last moment's.
+    """
+    import matplotlib.pyplot as plt
+
+    _some(seen)
+    fig, axes = plt.subplots(1, len(seen), figsize=(3.1 * len(seen), 3.5), squeeze=False)
+    for ax, (name, changes) in zip(axes[0], seen.items(), strict=True):
+        moments = sorted({change.step for change in changes})
+        colour = PALETTE[LOOK.get(name, ("grey", "o"))[0]]
+        for change in changes:
+            place = moments.index(change.step)
+            # Earlier moments are paler, so that the last one, to which the line belongs, is seen as one cloud.
+            look = {
+                "s": STEP_SIZES[min(place, len(STEP_SIZES) - 1)],
+                "alpha": 1.0 if change.step == moments[-1] else 0.35,
+            }
+            round_mark = {"marker": "o", "facecolors": "none", "edgecolors": colour}
+            mark = round_mark if _query(change) else {"marker": "x", "c": colour}
+            ax.scatter(change.direction, change.magnitude, linewidths=1.2, **look, **mark)
+        _line(ax, at_end(changes))
+        ax.set_title(f"{name}: r = {correlation(at_end(changes)):+.2f}", fontsize="small")
+        ax.set(xlabel="ΔD (1 - cos)", xlim=(0, None), ylim=(0, None))
+        ax.ticklabel_format(style="sci", scilimits=(-2, 2))
+    axes[0, 0].set_ylabel("ΔM (length of a row)")
+    fig.suptitle(changes_finding(seen), x=0.01, ha="left", fontweight="bold", fontsize="medium")
+    return fig
+
+
+def _query(change: Change) -> bool:
+    return change.layer.endswith("q_proj")
+
+
+def _line(ax: Axes, changes: Sequence[Change]) -> None:
+    xs, ys = [c.direction for c in changes], [c.magnitude for c in changes]
+    steep, ends = slope(changes), (min(xs), max(xs))
+    level = sum(ys) / len(ys) - steep * sum(xs) / len(xs)
+    ax.plot(ends, [level + steep * x for x in ends], "--", color=PALETTE["red"], linewidth=1.2)
+
+
+def changes_finding(seen: Mapping[str, Sequence[Change]]) -> str:
+    """Between which correlations at the end the methods lie."""
+    found = {name: correlation(at_end(changes)) for name, changes in seen.items()}
+    most, least = max(found, key=lambda name: found[name]), min(found, key=lambda name: found[name])
+    return f"At the end ΔM and ΔD correlate most in {most} ({found[most]:+.2f}), least in {least} ({found[least]:+.2f})"
+
+
+def changes_words(seen: Mapping[str, Sequence[Change]]) -> str:
+    """The finding, and each method's correlations with the ranges that are drawn."""
+    said = []
+    for name, changes in seen.items():
+        xs, ys = [c.direction for c in changes], [c.magnitude for c in changes]
+        end, pooled = correlation(at_end(changes)), correlation(changes)
+        said.append(
+            f"{name}: r = {end:+.2f} at the end and {pooled:+.2f} over all moments, "
+            f"ΔD {min(xs):.2g} to {max(xs):.2g}, ΔM {min(ys):.2g} to {max(ys):.2g}"
+        )
+    return f"ΔM against ΔD by matrix and moment. {changes_finding(seen)}. {'; '.join(said)}."
+
+
+class RowsExplorer(Explorer):
+    """Choose a method, a matrix and a moment: how far each row has turned, and how its length has changed.
+
+    Args:
+        seen: method to the changes of one training.
+    """
+
+    def __init__(self, seen: Mapping[str, Sequence[Change]]) -> None:
+        _some(seen)
+        self.seen = seen
+        first = next(iter(seen.values()))
+        layers = list(dict.fromkeys(change.layer for change in first))
+        steps = sorted({change.step for change in first})
+        names = [(layer.removeprefix("model.").replace("self_attn.", ""), layer) for layer in layers]
+        super().__init__(
+            {"step": ("after step", steps, steps[-1])},
+            {"method": ("method", list(seen), next(iter(seen))), "layer": ("matrix", names, layers[0])},
+        )
+
+    def picture_of(self, **values: Any) -> tuple[str, str]:
+        """The figure of the rows, and its words."""
+        method, layer, step = values["method"], values["layer"], values["step"]
+        change = next(c for c in self.seen[method] if (c.layer, c.step) == (layer, step))
+        words = rows_words(change, method)
+        return f"{figure_html(rows_figure(change, method), words)}<p>{html.escape(words)}</p>", words
+
+
+def rows_figure(change: Change, method: str = "") -> Figure:
+    """Each row of one matrix: degrees turned, and change of length with its sign."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(6.4, 3.4))
+    colour, mark = LOOK.get(method, ("grey", "o"))
+    ax.axhline(0, color=PALETTE["grey"], linewidth=1)
+    ax.plot([degrees(d) for d in change.turns.tolist()], change.lengths.tolist(), mark, color=PALETTE[colour], ms=4,
+            ls="none", alpha=0.6)  # fmt: skip
+    ax.set(xlabel="row turned by (degrees)", ylabel="change of its length", xlim=(0, None))
+    grown = float((change.lengths > 0).double().mean())
+    ax.set_title(
+        f"{method}, step {change.step}: {grown:.0%} of the rows grew; {_mean_change_exact(change)}", fontsize="small"
+    )
+    return fig
+
+
+def _mean_change_exact(change: Change) -> str:
+    return f"ΔM {change.magnitude:.2g}, ΔD {change.direction:.2g}"
+
+
+def rows_words(change: Change, method: str = "") -> str:
+    """How many rows grew, and the means and extremes."""
+    grown = int((change.lengths > 0).sum())
+    low, high = float(change.lengths.min()), float(change.lengths.max())
+    angles = [degrees(d) for d in change.turns.tolist() if d == d]
+    return (
+        f"{method}, {change.layer} after step {change.step}: {grown} of {len(change.lengths)} rows grew, "
+        f"lengths change by {low:+.2g} to {high:+.2g}, "
+        f"rows turn by {min(angles):.2g} to {max(angles):.2g} degrees; {_mean_change_exact(change)}."
+    )
+
+
+def _some(given: Any) -> None:
+    if not given:
+        raise LabError("There is nothing to draw.", "Give at least one training's changes, or rows of a table.")
