@@ -34,6 +34,8 @@ class Trial:
         kind: the method's class as "module:Name"; it is imported where the run is made.
         settings: the class's fields, as pairs, so that a trial can be compared and sent to another process.
         part: "test" or "validation": what the run is evaluated on.
+        task: "sentiment" or "instructions" (packed).
+        evaluate_every: steps between evaluations; 0: at the end only.
     """
 
     kind: str
@@ -42,6 +44,8 @@ class Trial:
     seed: int = 0
     steps: int = 0
     part: str = "test"
+    task: str = "sentiment"
+    evaluate_every: int = 0
 
     def method(self, scale: Scale) -> Method:
         """The method, its frozen weights in the scale's dtype; full fine-tuning computes in it."""
@@ -58,12 +62,19 @@ class Trial:
 
 
 @cache
-def loaded(scale: Scale) -> tuple[Any, Any]:
+def loaded(scale: Scale, task: str = "sentiment") -> tuple[Any, Any]:
     """Model and task, once a process."""
     from labkit import models
+    from labkit.instructions import Instructions
     from labkit.tasks import Sentiment
 
-    return models.load(scale.model), Sentiment.load(scale)
+    found = Sentiment.load(scale) if task == "sentiment" else Instructions.load(scale, packing=True)
+    return models.load(scale.model), found
+
+
+def steps_of(scale: Scale, task: str) -> int:
+    """Steps of a whole run: the scale's epochs over the task's training part."""
+    return scale.epochs * -(-len(loaded(scale, task)[1].train) // scale.batch_size)
 
 
 def run(case: tuple[Scale, Trial]) -> Run:
@@ -71,14 +82,16 @@ def run(case: tuple[Scale, Trial]) -> Run:
     from labkit.bench.workers import clear
     from labkit.training import train
 
-    (scale, trial), (base, task) = case, loaded(case[0])
+    scale, trial = case
+    base, task = loaded(scale, trial.task)
     clear(scale.device)
     if trial.part == "validation":
         task = copy.copy(task)
         task.test = task.validation
     model = copy.deepcopy(base).to(scale.device)
     options: dict[str, Any] = {"batch_size": scale.batch_size, "seed": trial.seed, "progress": False}
-    steps = trial.steps or scale.steps
+    options["evaluate_every"] = trial.evaluate_every
+    steps = trial.steps or steps_of(scale, trial.task)
     return train(model, task, trial.method(scale), steps=steps, model_name=scale.model, on_nan="stop", **options)
 
 

@@ -9,13 +9,29 @@ import pytest
 import torch
 from micro import Letters, micro_llama
 
-from labkit.bench import lora_cost, lora_plus, lora_rank, peft, record, tuned
+from labkit.bench import instruct, lora_cost, lora_plus, lora_rank, peft, qlora, record, tuned
 from labkit.bench.lora_steps import Setting, Steps
+from labkit.instructions import Instructions, Pair
 from labkit.ledger import MIB
 from labkit.scale import Scale
 
 SCALE = Scale("tiny", "micro", 64, 24, batch_size=8, seq_len=16, epochs=1, learning_rate=3e-3)
-NAMES = ("peft", "lora-rank", "lora-plus", "lora-cost")
+NAMES = ("peft", "lora-rank", "lora-plus", "lora-cost", "qlora", "instruct")
+
+
+class _Letters:
+    """A tokenizer of letters, as a task of instructions needs one."""
+
+    chat_template, eos_token_id, pad_token_id = "", 15, 0
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [1 + ord(c) % 14 for c in text[:6]]}
+
+
+def instructions() -> Instructions:
+    pairs = [Pair(f"say {a}{b}", f"{a}{b}") for a in "abcdefgh" for b in "uvwxyz"]
+    parts = {"train": pairs[:24], "validation": pairs[24:30], "test": pairs[30:]}
+    return Instructions(_Letters(), parts, seq_len=30, packing=True)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +40,8 @@ def small(monkeypatch):
     task = Letters(SCALE.train_size, SCALE.eval_size)
     task.validation = task.train[:16]
     monkeypatch.setattr("labkit.bench.workers.clear", lambda device: None)
-    monkeypatch.setattr(tuned, "loaded", lambda scale: (base, task))
+    asked = instructions()
+    monkeypatch.setattr(tuned, "loaded", lambda scale, name="sentiment": (base, task if name == "sentiment" else asked))
     monkeypatch.setattr(tuned, "TIMED_STEPS", 3)
     before = [p.detach().clone() for p in base.parameters()]
     yield
@@ -42,7 +59,7 @@ def watched(monkeypatch):
 def test_every_row_has_units_or_none_and_the_tables_are_listed():
     for name in NAMES:
         assert name in record.names()
-    for table in (peft, lora_rank, lora_plus, lora_cost):
+    for table in (peft, lora_rank, lora_plus, lora_cost, qlora, instruct):
         assert table.TITLE and all("source" in row for row in table.PUBLISHED)
 
 
@@ -145,3 +162,27 @@ def test_lora_cost_counts_by_formula_and_measures_in_pairs(monkeypatch):
         assert less < 0 if ours["dropout"] or ours["method"] == "dora" else less <= 1 / MIB
     assert list(lora_cost.rows(SCALE, rows)) == []
     assert len(list(lora_cost.rows(SCALE, rows[:-2]))) == 2
+
+
+def test_qlora_compares_bases_at_one_rate_on_two_tasks(watched):
+    rows = list(qlora.rows(SCALE))
+    assert [(row["task"], row["method"]) for row in rows] == [(t, m) for t in qlora.TASKS for m in qlora.METHODS]
+    for task in qlora.TASKS:
+        own = {row["method"]: row for row in rows if row["task"] == task}
+        assert len({row["learning_rate"] for name, row in own.items() if name != "bf16"}) == 1
+        weights = [own[name]["weights_mib"] for name in ("lora", "qlora int8", "qlora nf4", "qlora nf4+dq")]
+        assert weights == sorted(weights, reverse=True) and len(set(weights)) == 3  # scales are few in so small a model
+        assert own["lora"]["trainable_params"] == own["qlora nf4"]["trainable_params"]
+    assert json.loads(json.dumps(rows)) == rows
+    assert [row["method"] for row in qlora.rows(SCALE, rows[:-1])] == ["qlora nf4+dq"]
+    assert {trial.seed for _, trial in watched if trial.part == "validation"} == {0}
+
+
+def test_instruct_has_curves_of_every_seed(monkeypatch):
+    monkeypatch.setattr(instruct, "EVERY", 2)
+    rows = list(instruct.rows(SCALE))
+    steps = 24 // 8
+    assert [(r["method"], r["seed"], r["step"]) for r in rows] == [
+        (method, seed, step) for method in instruct.METHODS for seed in (0, 1, 2) for step in (2, steps)
+    ]
+    assert all(row["train_loss"] > 0 and row["loss"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)

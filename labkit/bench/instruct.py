@@ -1,0 +1,61 @@
+"""Table `instruct`: instruction tuning over its steps: training loss, held-out loss and share of answer tokens right.
+
+One row a method, a seed and an evaluation. Batches are packed; `train_loss` is the mean over the steps since the row
+before. Each method has the learning rate that was best for it on the validation part (see `tuned`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from labkit.bench import qlora, tuned
+from labkit.bench.qlora import FULL, LORA, QLORA
+from labkit.run import UNITS as RUN_UNITS
+
+if TYPE_CHECKING:
+    from labkit.run import Run
+    from labkit.scale import Scale
+
+TITLE = "Instruction tuning on the course's own pairs: training and held-out loss by step."
+SEEDS = tuned.SEEDS
+UNITS = RUN_UNITS | {"train_loss": "nats a token", "loss": "nats a token", "accuracy": "share of tokens"}
+EVERY = 16
+METHODS = {"full": "bf16", "lora": "lora", "qlora": "qlora nf4+dq"}
+RATES = {FULL: qlora.RATES[FULL], LORA: qlora.RATES[LORA], QLORA: qlora.RATES[LORA]}
+PUBLISHED = [
+    {
+        "model": "LLaMA-30B",
+        "method": "qlora",
+        "result": "rank 8, alpha 32, dropout 0.1 on q and v; batch 4 with 4 accumulations, rate 1e-4, gradient norm "
+        "0.3, one epoch of Alpaca on one A100 of 40 GB",
+        "source": "a lecture on efficient tuning (2023)",
+    }
+]
+
+
+def rows(scale: Scale) -> Iterator[dict]:
+    """The curves of every method and seed."""
+    trials = [replace(qlora.trial(name, "instructions", 0.0), evaluate_every=EVERY) for name in METHODS.values()]
+    rates = tuned.best_rates(scale, trials, [RATES[trial.kind] for trial in trials])
+    chosen = [replace(trial, learning_rate=rate) for trial, rate in zip(trials, rates, strict=True)]
+    for name, trial, runs in zip(METHODS, chosen, tuned.over_seeds(scale, chosen), strict=True):
+        facts = {"model": scale.model, "method": name, "dtype": scale.dtype, "learning_rate": trial.learning_rate}
+        for seed, run in zip(SEEDS, runs, strict=True):
+            for row in _curve(run):
+                yield facts | {"seed": seed} | row
+
+
+def _curve(run: Run) -> Iterator[dict]:
+    before = 0
+    for found in run.evaluations:
+        step = found["step"]
+        yield {
+            "step": step,
+            "train_loss": round(statistics.fmean(run.losses[before:step]), 4),
+            "loss": round(found["loss"], 4),
+            "accuracy": round(found["accuracy"], 4),
+        }
+        before = step
