@@ -158,7 +158,7 @@ class Intrinsic(FirstOrder):
     def _move(self, change: Float[Tensor, " d"]) -> None:
         """w += P (change of z)."""
         for weight, columns in self._weights:
-            weight += self.projection.spread(change, columns).view_as(weight).to(weight.dtype)
+            weight.add_(self.projection.spread(change, columns).view_as(weight).to(weight.dtype))
 
     def measured_step(self, batch: Batch, ledger: Ledger) -> Float[Tensor, ""]:
         """The same step with the bytes counted."""
