@@ -132,7 +132,7 @@ class DoraLinear(LoraLinear):
         bias = self.base.bias
         seen = F.dropout(x, dropout) if dropout else x
         plain = self.base(seen) if bias is None else self.base(seen) - bias
-        scaled = (lora_added(plain.clone(), seen, a, b, scaling) * scale).to(plain.dtype)
+        scaled = (lora_added(plain, seen, a, b, scaling) * scale).to(plain.dtype)
         if dropout:
             return self.base(x) - plain + scaled
         return scaled if bias is None else scaled + bias.to(scaled.dtype)

@@ -77,17 +77,17 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class _LoraAdded(torch.autograd.Function):
-    """y + s B A x, where y comes from a layer of another kind (in 4 bits, say); y's own tensor takes the sum."""
+    """y + s B A x, where y comes from a layer of another kind (in 4 bits, say)."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, p: float) -> Tensor:
         seen, mask = draw(x, p)
         h = F.linear(seen, a.to(x.dtype))
-        add_product(y.view(-1, y.shape[-1]), h.view(-1, h.shape[-1]), b.to(x.dtype).t(), scaling)
-        ctx.mark_dirty(y)
+        # Not in y's place: it may be a view, and belongs to who made it.
+        flat = torch.addmm(y.reshape(-1, y.shape[-1]), h.view(-1, h.shape[-1]), b.to(x.dtype).t(), alpha=scaling)
         ctx.save_for_backward(x, a, b, h, mask)
         ctx.scaling, ctx.p = scaling, p
-        return y
+        return flat.view(y.shape)
 
     @staticmethod
     @once_differentiable
@@ -142,7 +142,7 @@ def lora_added(
     scaling: float,
     dropout: float = 0.0,
 ) -> Float[Tensor, "*batch out"]:
-    """y + s B A x in y's place, in y's dtype; gradients to y, x, A and B."""
+    """y + s B A x, in y's dtype; gradients to y, x, A and B."""
     return _LoraAdded.apply(y, x.to(y.dtype), a, b, scaling, dropout)
 
 

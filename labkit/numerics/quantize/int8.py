@@ -253,6 +253,7 @@ class Linear8bit(torch.nn.Module):
         if threshold is not None and not threshold > 0:
             raise QuantizeError(f"The threshold {threshold} takes every column.", "Give a positive one, or None.")
         stored = quantize_absmax(weight, per)
+        self.out_features, self.in_features = weight.shape
         self.per, self.threshold = per, threshold
         self.codes: Tensor
         self.absmax: Tensor
