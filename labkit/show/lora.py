@@ -106,7 +106,7 @@ def spectra_figure(spectra: Mapping[str, Float[Tensor, " n"]], share: float = SH
     """
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots()
+    fig, ax = plt.subplots(figsize=(7.2, 4.4))
     for (name, values), colour, dash in zip(spectra.items(), CYCLE * 2, DASHES * 2, strict=False):
         shares = 100 * kept(values)
         label = f"{name}: rank {rank_for(values, share)} of {len(values)}"
@@ -114,7 +114,7 @@ def spectra_figure(spectra: Mapping[str, Float[Tensor, " n"]], share: float = SH
     ax.axhline(100 * share, color=PALETTE["grey"], linewidth=1)
     ax.set(xscale="log", xlabel="rank", ylabel="of the squared update (%)", ylim=(0, 103))
     ax.set_title(_ranks(spectra, share))
-    ax.legend(fontsize="small", title=f"for {share:.0%}")
+    fig.legend(loc="outside lower center", ncols=2, fontsize="small")
     return fig
 
 
@@ -146,7 +146,7 @@ def crossing(arch: Architecture, batches: Sequence[int], seq_len: int, weights: 
     for batch in batches:
         for label, train in (("full", "full"), ("LoRA", "lora")):
             master = train == "full" and weights != "float32"
-            one = Case(arch, batch, seq_len, weights, train=train, master=master)
+            one = Case(arch, batch, seq_len, weights, train=train, master=master, adapter="lora")
             stands = sum(n for name, n in standing(one).items() if name != "buffers") + gradients(one)
             rest = "weights, gradients, moments" if label == "full" else "the same"
             found[f"{label}: {rest}"].append(stands)
