@@ -58,7 +58,7 @@ def test_every_weight_listens_to_one_value_and_every_value_moves_as_many_weights
         assert torch.allclose(p.T @ p, torch.eye(dimensions), atol=1e-6)
     if dimensions > 1:
         assert 0 < (p > 0).sum() < total  # signs differ
-        assert not torch.equal(p, dense(Projection(total, dimensions, seed=4)))
+        assert not torch.equal(p.abs(), dense(Projection(total, dimensions, seed=4)).abs())  # the places differ
     g = torch.randn(total, generator=torch.Generator().manual_seed(0))
     parts = Projection(total, dimensions, seed=3)
     cut = parts.gather(g[:17], parts.columns(0, 17)) + parts.gather(g[17:], parts.columns(17, total - 17))
@@ -148,3 +148,12 @@ def test_a_run_that_was_cut_off_goes_on():
 def test_dimensions_that_are_none_are_refused(dimensions):
     with pytest.raises(LabError, match="is none of"):
         Intrinsic(dimensions=dimensions).prepare(base("llama"), Words(), 1)
+
+
+@pytest.mark.parametrize("dimensions", [1, 40, 3000])
+def test_the_first_step_is_as_long_for_every_dimension(dimensions):
+    """AdamW moves every z by its rate, so w by rate √Ψ: P's columns are one long, and the rate grows as s falls."""
+    model = base("llama")
+    before = flat(model)
+    trained(Intrinsic(dimensions=dimensions, learning_rate=1e-3, warmup=0.0), model, steps=1)
+    assert (flat(model) - before).norm() == pytest.approx(1e-3 * math.sqrt(before.numel()), rel=2e-2)
