@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from labkit.adapters.targets import ALL_LINEAR
 from labkit.ledger import MIB
 from labkit.ledger.case import BUCKET, Case
 from labkit.ledger.shapes import Architecture
@@ -47,7 +48,9 @@ class Way:
     def case(self, arch: Architecture, batch: int, seq_len: int, checkpointing: bool = False) -> Case:
         """The case of this way."""
         segments = arch.layers if checkpointing else 0
-        return Case(arch, batch, seq_len, segments=segments, **self.changes)
+        # The matrices of a block have other names in another architecture.
+        every = {"targets": tuple(arch.matrices)} if self.changes.get("targets") == ALL_LINEAR else {}
+        return Case(arch, batch, seq_len, segments=segments, **{**self.changes, **every})
 
     def on(self, gpus: int) -> Way:
         """The same way on several GPUs."""
@@ -95,6 +98,7 @@ def _host_states(case: Case) -> int:
     return sum(host_bytes(count, len(case.trained), case.stored, capacity, workers=1).values())
 
 
+LORA = {**BF16, "train": "lora", "adapter": "lora"}
 MIXED = "from labkit.numerics.mixed import MixedPrecision"
 WAYS = (
     Way("full-fp32", "fp32 weights, AdamW", {}, "FullFineTuning()"),
@@ -132,6 +136,27 @@ WAYS = (
         'OffloadedFineTuning(weights="bfloat16")',
         "from labkit.memory.offloaded import OffloadedFineTuning",
         _host_states,
+    ),
+    Way(
+        "lora",
+        "frozen bf16 weights; LoRA of rank 8 on q and v in fp32",
+        LORA,
+        'Lora(weights="bfloat16")',
+        "from labkit.adapters.tuning import Lora",
+    ),
+    Way(
+        "dora",
+        "the same with DoRA",
+        {**LORA, "adapter": "dora"},
+        'Dora(weights="bfloat16")',
+        "from labkit.adapters.dora import Dora",
+    ),
+    Way(
+        "qlora",
+        "frozen weights in 4 bits; LoRA of rank 8 on all linear layers in fp32",
+        {**LORA, "four_bit": True, "targets": ALL_LINEAR},
+        'QLora(weights="bfloat16", dropout=0.0, checkpointing=False)',
+        "from labkit.adapters.qlora import QLora",
     ),
 )
 

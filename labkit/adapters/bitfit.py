@@ -134,6 +134,7 @@ class BitFit(Adapted):
         LabError: from `prepare`, for targets that match nothing.
     """
 
+    learning_rate: float = 1e-2
     targets: Targets = ALL_LINEAR
     norms: bool = True
     name: str = "bitfit"

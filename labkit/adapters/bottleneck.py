@@ -144,6 +144,7 @@ class Bottleneck(Adapted):
         LabError: from `prepare`, for what does not fit the model, before any training.
     """
 
+    learning_rate: float = 1e-2
     width: int = 16
     placement: str = "houlsby"
     activation: str = "gelu"

@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from labkit.adapters.lora import LoraLinear
 from labkit.errors import LabError, UnknownNameError
 
 WAYS = ("full", "lora", "lora formed")
@@ -87,6 +88,17 @@ def formed(
 ) -> Float[Tensor, "*batch out"]:
     """(W + s B A) x with the sum formed first: the same values as LoRA's, and what not to do in training."""
     return F.linear(x, weight + scaling * (b @ a))
+
+
+class FormedLinear(LoraLinear):
+    """LoRA as one should not compute it: the sum of both matrices is formed in every forward pass."""
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """The same values as LoraLinear's, without its dropout."""
+        if not self.active or self.merged:
+            return super().forward(x)
+        y = formed(x, self.base.weight, *self.scaled(self.active))
+        return y if self.base.bias is None else y + self.base.bias
 
 
 def counted(forward: Callable[[], Tensor]) -> Flops:

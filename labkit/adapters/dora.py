@@ -24,6 +24,7 @@ With dropout the adapter and the scale see x̃, and W x is there as well (the pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +98,25 @@ class DoraLinear(LoraLinear):
     def __init__(self, base: Any):
         super().__init__(base)
         self.lora_magnitude_vector = nn.ParameterDict()
-        # fp32, or the sum of squares of a 16-bit row would be off by more than an update
-        self.register_buffer("squares", dense_weight(base).square().sum(1), persistent=False)
+        self.register_buffer("squares", self._squares(), persistent=False)
 
     def add(self, name: str, spec: LoraSpec, dtype: torch.dtype = torch.float32) -> None:
         """A new adapter; m starts at the rows' lengths, in fp32 whatever the dtype of A and B."""
         super().add(name, spec, dtype)
         self.lora_magnitude_vector[name] = nn.Parameter(self.squares.sqrt())
+
+    @torch.no_grad()
+    def _squares(self) -> Float[Tensor, " out"]:
+        """‖w‖² of each row, in fp32: in 16 bits it would be off by more than an update."""
+        return dense_weight(self.base).square().sum(1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DoraLinear:
+        # `.to(dtype)` rounds the weight, so that its rows have other lengths, and would round those too.
+        before = self.squares
+        super()._apply(fn, recurse)
+        if self.squares.dtype != before.dtype:
+            self.squares = before.to(self.squares.device) if self.merged else self._squares()
+        return self
 
     @torch.no_grad()
     def norm(self, name: str) -> Float[Tensor, " out"]:

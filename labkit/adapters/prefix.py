@@ -173,6 +173,7 @@ class PrefixTuning(Adapted):
     """Trained keys and values in front of every layer's.
 
     Attributes:
+        learning_rate: the default is one for keys and values themselves; at it the MLP of a projection learns nothing.
         length: positions in front; MeZO takes 5, the paper 10 and more.
         projection: width of the MLP that makes them in training, 0 for none.
         start: "words" (what the model computes for real words) or "random".
@@ -182,6 +183,7 @@ class PrefixTuning(Adapted):
         LabError: from `prepare`, for what does not fit the model, before any training.
     """
 
+    learning_rate: float = 1e-1
     length: int = 8
     projection: int = 0
     start: str = "words"

@@ -105,6 +105,7 @@ class PromptTuning(Adapted):
         LabError: from `prepare`, for what does not fit the model, before any training.
     """
 
+    learning_rate: float = 1e-1
     length: int = 8
     start: str = "words"
     text: str = ""

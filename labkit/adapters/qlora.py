@@ -29,6 +29,7 @@ from labkit.adapters.targets import ALL_LINEAR, Targets, find
 from labkit.adapters.tuning import Lora
 from labkit.errors import LabError, UnknownNameError
 from labkit.ledger import Ledger, storage_bytes
+from labkit.ledger.case import four_bit_bytes
 from labkit.memory.checkpointed import checkpointed, decoder_layers
 from labkit.numerics.quantize import quantize_linears
 from labkit.numerics.quantize.evaluate import RECIPES
@@ -38,7 +39,6 @@ from labkit.tasks import Batch, Task
 OURS = {"nf4+dq": "nf4+dq", "nf4": "nf4", "fp4": "fp4", "int8": "llm.int8"}
 """Names of bases, and of our recipes for them."""
 LIBRARIES = ("bitsandbytes", "labkit")
-BLOCK, OUTER_BLOCK = 64, 256  # values that share a scale, and scales that share one
 
 
 @dataclass
@@ -134,13 +134,6 @@ class QLora(Lora):
             weights += sum(four_bit_bytes(m * n, self.base.endswith("+dq")) for m, n in self._quantized)
         states = 8 * trained + (0 if self.paged else 4 * len(self._trained))
         return {"weights": weights, "gradients": 4 * trained, "optimizer_states": states}
-
-
-def four_bit_bytes(count: int, double: bool) -> int:
-    """Bytes of `count` values in 4 bits, with a 32-bit scale for every 64, or 8-bit scales and theirs (`double`)."""
-    blocks = -(-count // BLOCK)
-    scales = blocks + 4 * -(-blocks // OUTER_BLOCK) + 4 if double else 4 * blocks
-    return -(-count // 2) + scales
 
 
 def _linears(model: torch.nn.Module) -> list[torch.nn.Linear]:

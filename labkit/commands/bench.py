@@ -23,7 +23,7 @@ def tables() -> dict[str, str]:
     for module in pkgutil.iter_modules([str(folder)]):
         title = _title((folder / f"{module.name}.py").read_text(encoding="utf-8")) if not module.ispkg else None
         if title:
-            found[module.name] = title
+            found[module.name.replace("_", "-")] = title
     return found
 
 

@@ -34,6 +34,7 @@ class Case:
         compute: dtype of matrix products under autocast; empty: as the weights, without autocast.
         train: "full"; "lora": matrices of rank `rank` beside those named in `targets`; "nothing": forward only.
         adapter: whose: peft's LoRA, or our LoRA or DoRA (`labkit.adapters`), which keep less for the backward pass.
+        four_bit: the blocks' matrices are NF4 codes with doubly quantized scales, and read back for each product.
         optimizer: one of OPTIMIZERS.
         master: fp32 master weights beside 16-bit weights; gradients and states are then fp32.
         segments: of checkpointing; 0 keeps every activation, `arch.layers` keeps one tensor a block.
@@ -57,6 +58,7 @@ class Case:
     rank: int = 8
     targets: tuple[str, ...] = ("q", "v")
     adapter: str = PEFT
+    four_bit: bool = False
     segments: int = 0
     attention: str = "flash"
     stage: int = 0
@@ -82,6 +84,8 @@ class Case:
             raise LabError(f"ZeRO has no stage {self.stage!r}.", "Give 0 for none, or 1, 2 or 3.")
         if self.fsdp and self.stage != 3:
             raise LabError("fully_shard is stage 3.", "Set stage=3, or leave fsdp out.")
+        if self.four_bit and (self.train == "full" or self.fsdp):
+            raise LabError("Codes of 4 bits cannot train, nor be gathered here.", "Set train='lora', without fsdp.")
         if not 0 <= self.segments <= self.arch.layers:
             cause = f"{self.arch.layers} layers cannot be cut into {self.segments} segments."
             raise LabError(cause, f"Give 0 for no checkpointing, or 1 to {self.arch.layers}.")
@@ -148,9 +152,22 @@ class Case:
         return tuple(block) * self.arch.layers
 
     @property
+    def frozen_bytes(self) -> tuple[int, ...]:
+        """Bytes of the model's own tensors, one number each."""
+        matrices = {id(w) for w in self.arch.matrices.values()} if self.four_bit else set()
+        return tuple(four_bit_bytes(w.numel) if id(w) in matrices else w.numel * self.stored for w in self.arch.weights)
+
+    @property
     def updated(self) -> int:
         """Bytes of a value as the optimizer updates it: adapters and master weights are fp32."""
         return 4 if self.master or self.train == "lora" else self.stored
+
+
+def four_bit_bytes(count: int, double: bool = True) -> int:
+    """Bytes of `count` values in 4 bits with a 32-bit scale for each block of 64, or (`double`) with an 8-bit scale
+    for each, a 32-bit scale for 256 of those, and their 32-bit mean (Dettmers et al. 2023, arXiv:2305.14314)."""
+    blocks = -(-count // 64)
+    return -(-count // 2) + (blocks + 4 * -(-blocks // 256) + 4 if double else 4 * blocks)
 
 
 def _at_least_one(name: str, value: Any) -> None:

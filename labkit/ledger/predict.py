@@ -42,9 +42,8 @@ def _share(case: Case, name: str, size: int) -> int:
 
 def standing(case: Case, round_to: int = BLOCK) -> dict[str, int]:
     """Bytes by category that are there before, during and after a step (gradients apart)."""
-    sizes = [w.numel for w in case.arch.weights]
     adapters = case.adapters if case.train == "lora" else ()
-    whole = {"weights": _sum([n * case.stored for n in sizes] + [4 * n for n in adapters], round_to)}
+    whole = {"weights": _sum([*case.frozen_bytes, *(4 * n for n in adapters)], round_to)}
     if case.master and not case.offloaded:
         whole["master_weights"] = _sum((4 * n for n in case.trained), round_to)
     if not case.offloaded:
@@ -125,12 +124,15 @@ class _Sizes:
 def _gathered(case: Case) -> tuple[int, int]:
     """Bytes of gathered weights: beside the loss, and while a block computes.
 
-    Our own stage 3 has one block. `fully_shard` lets all that is in no block stay from forward to backward. With more
-    ranks than one the next block arrives in a buffer while one computes, and is copied out of it. Where all weights
-    train, a block's gradients wait for their reduction, and are there once more in its buffer.
+    Of a base in 4 bits one matrix at a time is read back, no more. Our own stage 3 has one block. `fully_shard` lets
+    all that is in no block stay from forward to backward. With more ranks than one the next block arrives in a buffer
+    while one computes, and is copied out of it. Where all weights train, a block's gradients wait for their reduction,
+    and are there once more in its buffer.
     """
     block = sum(w.numel for w in case.arch.block) + (sum(case.adapters) // case.arch.layers) * (case.train == "lora")
     block *= case.stored
+    if case.four_bit:
+        return 0, case.product * max(w.numel for w in case.arch.matrices.values())
     if not case.fsdp:
         return 0, block if case.stage == 3 and case.world_size > 1 else 0
     rest = sum(w.numel for w in case.arch.outside) * case.stored

@@ -167,6 +167,14 @@ def test_a_row_of_zeros_has_no_direction_and_no_nan():
     assert layer.lora_magnitude_vector["default"][1] != 0  # it trains once B has given the row a direction
 
 
+def test_lengths_stay_exact_when_the_model_changes_its_dtype():
+    layer = DoraLinear(torch.nn.Linear(64, 8))
+    layer.add("default", LoraSpec(2))
+    layer.to(torch.bfloat16)
+    assert layer.squares.dtype == torch.float32
+    assert near(layer.norm("default"), layer.base.weight.float().norm(dim=1))
+
+
 def test_several_adapters_over_one_model_are_switched_and_train_apart():
     model, tokens = base("llama").eval(), ids()
     plain = model(input_ids=tokens).logits

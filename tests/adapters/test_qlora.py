@@ -7,9 +7,12 @@ import torch
 from micro import Letters, micro_llama
 
 from labkit.adapters.attach import detach, lora_layers
-from labkit.adapters.qlora import OURS, QLora, four_bit_bytes
+from labkit.adapters.qlora import OURS, QLora
 from labkit.adapters.tuning import Lora
 from labkit.errors import LabError
+from labkit.ledger.case import Case, four_bit_bytes
+from labkit.ledger.predict import standing
+from labkit.ledger.shapes import Architecture
 from labkit.numerics.quantize import Linear4bit
 from labkit.numerics.quantize.int8 import Linear8bit
 from labkit.training import evaluate, train
@@ -44,6 +47,17 @@ def test_the_bytes_of_the_paper():
     assert 8 * four_bit_bytes(count, double=True) / count == pytest.approx(4.127, abs=1e-3)
     assert 8 * four_bit_bytes(count, double=False) / count == 4.5
     assert four_bit_bytes(65, False) == 33 + 8  # odd sizes round up
+
+
+def test_the_ledger_and_the_planner_know_the_recipe():
+    _, method, found = run(library="labkit")
+    arch = Architecture.of(micro_llama().config)
+    case = Case(arch, 1, 8, train="lora", adapter="lora", four_bit=True, rank=4, targets=tuple(arch.matrices))
+    expected = standing(case, 1)
+    assert expected["weights"] == method.predicted_bytes()["weights"] == found.ledger.measured["weights"]
+    assert expected["optimizer_states"] == found.ledger.measured["optimizer_states"]
+    with pytest.raises(LabError, match="cannot train"):
+        Case(arch, 1, 8, four_bit=True)
 
 
 def test_only_adapters_train_over_codes_that_stay():

@@ -1,0 +1,143 @@
+"""What the tables of adapters share: a method by name at a learning rate, its runs over seeds, and one row of them.
+
+A learning rate that suits full fine-tuning makes adapters look bad, and the other way round. So each method gets the
+rate that was best for it on the validation part, by its loss, among a few that are stated; the test part is seen by
+none of these choices. Accuracies come from runs side by side, times, joules and bytes from a run alone (see `workers`).
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from labkit.ledger import MIB
+
+if TYPE_CHECKING:
+    from labkit.methods import Method
+    from labkit.run import Run
+    from labkit.scale import Scale
+
+BYTES = ("weights", "gradients", "optimizer_states", "activations", "buffers")
+TIMED_STEPS = 20
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a method by the name in a table, its settings, and on what.
+
+    Attributes:
+        kind: the method's class as "module:Name"; it is imported where the run is made.
+        settings: the class's fields, as pairs, so that a trial can be compared and sent to another process.
+        part: "test" or "validation": what the run is evaluated on.
+    """
+
+    kind: str
+    settings: tuple[tuple[str, Any], ...]
+    learning_rate: float
+    seed: int = 0
+    steps: int = 0
+    part: str = "test"
+
+    def method(self, scale: Scale) -> Method:
+        """The method, its frozen weights in the scale's dtype; full fine-tuning computes in it."""
+        import importlib
+
+        module, _, name = self.kind.partition(":")
+        made: Method = getattr(importlib.import_module(module), name)(
+            learning_rate=self.learning_rate, **dict(self.settings)
+        )
+        narrow = "weights" if hasattr(made, "weights") else "compute_dtype"
+        if scale.dtype != "float32":
+            setattr(made, narrow, scale.dtype)
+        return made
+
+
+@cache
+def loaded(scale: Scale) -> tuple[Any, Any]:
+    """Model and task, once a process."""
+    from labkit import models
+    from labkit.tasks import Sentiment
+
+    return models.load(scale.model), Sentiment.load(scale)
+
+
+def run(case: tuple[Scale, Trial]) -> Run:
+    """One run on a copy of the scale's model."""
+    from labkit.bench.workers import clear
+    from labkit.training import train
+
+    (scale, trial), (base, task) = case, loaded(case[0])
+    clear(scale.device)
+    if trial.part == "validation":
+        task = copy.copy(task)
+        task.test = task.validation
+    model = copy.deepcopy(base).to(scale.device)
+    options: dict[str, Any] = {"batch_size": scale.batch_size, "seed": trial.seed, "progress": False}
+    steps = trial.steps or scale.steps
+    return train(model, task, trial.method(scale), steps=steps, model_name=scale.model, on_nan="stop", **options)
+
+
+def timed(scale: Scale, trial: Trial) -> Run:
+    """A short run alone on the machine, the second of two: its times, joules, bytes and peak count."""
+    from labkit.bench.workers import alone
+
+    return alone(run, (replace(scale, eval_size=scale.batch_size), replace(trial, steps=TIMED_STEPS)))
+
+
+def best_rates(scale: Scale, trials: Sequence[Trial], rates: Sequence[Sequence[float]]) -> Iterator[float]:
+    """For each trial, the one of its rates with the smallest loss on the validation part after a whole run."""
+    from labkit.bench.workers import side_by_side
+
+    cases = [
+        (scale, replace(trial, learning_rate=rate, part="validation"))
+        for trial, own in zip(trials, rates, strict=True)
+        for rate in own
+    ]
+    runs = side_by_side(run, cases, scale.device)
+    for own in rates:
+        losses = {rate: _loss(next(runs)) for rate in own}
+        yield min(losses, key=lambda rate: losses[rate])
+
+
+def _loss(found: Run) -> float:
+    loss = float(found.evaluations[-1]["loss"])
+    return loss if loss == loss else float("inf")
+
+
+def over_seeds(scale: Scale, trials: Sequence[Trial]) -> Iterator[list[Run]]:
+    """Each trial's runs over all seeds, as soon as they are done."""
+    from labkit.bench.workers import side_by_side
+
+    cases = [(scale, replace(trial, seed=seed)) for trial in trials for seed in SEEDS]
+    runs = side_by_side(run, cases, scale.device)
+    for _ in trials:
+        yield [next(runs) for _ in SEEDS]
+
+
+def learned(runs: Sequence[Run]) -> dict:
+    """What was learned: mean and spread over seeds."""
+    accuracies = [found.evaluations[-1]["accuracy"] for found in runs]
+    return {
+        "accuracy": round(statistics.fmean(accuracies), 4),
+        "accuracy_std": round(statistics.stdev(accuracies), 4),
+        "loss": round(statistics.fmean(found.evaluations[-1]["loss"] for found in runs), 4),
+        "trainable_params": runs[0].trainable_params,
+        "note": " ".join(found.stopped for found in runs if found.stopped) or None,
+    }
+
+
+def spent(found: Run) -> dict:
+    """What a step took, and which bytes it held."""
+    row = found.row()
+    measured = found.ledger.measured
+    return {
+        "step_ms": row["step_ms"],
+        "joules_per_step": row["joules_per_step"],
+        "peak_allocated_mib": row["peak_allocated_mib"],
+        **{f"{name}_mib": round(measured.get(name, 0) / MIB, 3) for name in BYTES},
+    }
