@@ -152,7 +152,7 @@ def plus_words(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def methods_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy over the values that train, a mark for each method with its name, and the spread over seeds.
+    """Accuracy of each method with the spread over seeds, in the order of how many values train.
 
     Raises:
         LabError: without rows that have an accuracy.
@@ -161,15 +161,13 @@ def methods_figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
     rows = one_model([row for row in rows if row["accuracy"] is not None])
     _some(rows, "peft")
-    fig, ax = plt.subplots(figsize=(7.2, 4.4))
-    for number, row in enumerate(sorted(rows, key=lambda row: row["trainable_params"])):
-        where, height = row["trainable_params"], 100 * row["accuracy"]
-        ax.errorbar(where, height, 100 * (row["accuracy_std"] or 0), marker="o", capsize=2, color=PALETTE["blue"])
-        up = number % 2 == 0  # names of neighbours stand above and below in turn
-        ax.annotate(row["method"], (where, height), (0, 9 if up else -14), textcoords="offset points", ha="center",
-                    fontsize="x-small")  # fmt: skip
-    ax.set(xscale="log", xlabel="values that train", ylabel="accuracy (%)")
-    ax.margins(x=0.12, y=0.12)
+    ordered = sorted(rows, key=lambda row: row["trainable_params"])
+    fig, ax = plt.subplots(figsize=(7.2, 1.2 + 0.3 * len(ordered)))
+    for place, row in enumerate(ordered):
+        spread = 100 * (row["accuracy_std"] or 0)
+        ax.errorbar(100 * row["accuracy"], place, xerr=spread, marker="o", capsize=3, color=PALETTE["blue"])
+    ax.set(yticks=range(len(ordered)), xlabel="accuracy (%)", ylabel="values that train")
+    ax.set_yticklabels([f"{row['method']}   {row['trainable_params']:,}" for row in ordered])
     ax.set_title(_methods_finding(rows))
     return fig
 

@@ -140,7 +140,9 @@ def test_methods_within_the_best_one_s_spread_are_counted():
     fig = lora_tables.methods_figure(rows)
     title = fig.axes[0].get_title(loc="left")
     assert title == "Within a spread of the best (full): 2 of 3; smallest: lora"
-    assert [text.get_text() for text in fig.axes[0].texts] == ["linear-probe", "lora", "full"]
+    named = [text.get_text().split() for text in fig.axes[0].get_yticklabels()]
+    assert named == [["linear-probe", "514"], ["lora", "57,344"], ["full", "8,000,000"]]
+    assert [c.lines[0].get_xdata()[0] for c in fig.axes[0].containers] == [70.0, 81.5, 82.0]
     words = lora_tables.methods_words(rows)
     assert "lora: 57,344 values, 81.5 ± 1.0 %" in words and "qlora" not in words
     assert_titles_and_names_inside(fig)
