@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import whole10
 from .answers import Answers
 
 LAB = "10-lora"
@@ -14,125 +15,14 @@ BOTH, HIDDEN = ("test", "hidden"), ("hidden",)
 _ADAPTER = "F.linear(h, self.B)"
 _SUM = "return self.linear(x) + alpha / rank * F.linear(h, self.B)"
 
-_SCALED_H = "return self.linear(x) + F.linear(h * (alpha / rank), self.B)"
-
-_SEQUENTIAL = """
-layer = nn.Sequential()
-layer.linear = linear
-linear.requires_grad_(False)
-layer.A = nn.Parameter(torch.randn(rank, linear.in_features, dtype=linear.weight.dtype) / rank)
-layer.B = nn.Parameter(torch.zeros_like(linear.weight)[:, :1].repeat(1, rank))
-layer.drop = nn.Dropout(dropout)
-
-def forward(x):
-    return torch.nn.functional.linear(x, linear.weight, linear.bias) + (layer.drop(x) @ layer.A.T) @ layer.B.T * (
-        alpha / rank
-    )
-
-layer.forward = forward
-return layer
-"""
-_PEFTS = """
-class Lora(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = linear
-        for p in linear.parameters():
-            p.requires_grad = False
-        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, dtype=linear.weight.dtype)
-        self.lora_B = nn.Linear(rank, linear.out_features, bias=False, dtype=linear.weight.dtype)
-        self.A, self.B = self.lora_A.weight, self.lora_B.weight
-        nn.init.zeros_(self.B)
-
-    def forward(self, x):
-        dropped = F.dropout(x, dropout, self.training)
-        return self.linear(x) + self.lora_B(self.lora_A(dropped)) * (alpha / rank)
-
-module = Lora()
-del module.lora_A, module.lora_B
-module.lora_A = lambda x: F.linear(x, module.A)
-module.lora_B = lambda x: F.linear(x, module.B)
-return module
-"""
-_ADDMM = """
-if merged is layer.merged:
-    return
-sign = 1 if merged else -1
-whole = torch.addmm(layer.weight.data.float(), layer.B.data, layer.A.data, alpha=sign * layer.scaling)
-layer.weight.data.copy_(whole.to(layer.weight.dtype))
-layer.merged = merged
-"""
-_LOOPS = """
-weights = gradients = states = trained = 0
-for out, inp in shapes:
-    weights += out * inp * stored
-    for rows, columns in ((rank, inp), (out, rank)):
-        values = rows * columns
-        trained, weights, gradients = trained + values, weights + 4 * values, gradients + 4 * values
-        states += 2 * 4 * values + 4
-return {"trained": trained, "weights": weights + frozen * stored, "gradients": gradients, "optimizer_states": states}
-"""
-_ONE_EACH = """
-return [
-    {"params": [p], "lr": rate * (ratio if ".lora_B." in f".{name}." else 1), "weight_decay": decay * (p.ndim >= 2)}
-    for name, p in model.named_parameters()
-    if p.requires_grad
-]
-"""
-_IN_TURN = """
-linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-if isinstance(targets, tuple):
-    wanted = [re.compile("(.*[.])?" + re.escape(name)) for name in targets]
-else:
-    wanted = [re.compile(targets if targets != "all-linear" else "(?!head$).*")]
-for pattern, name in zip(wanted, targets if isinstance(targets, tuple) else [targets]):
-    if targets != "all-linear" and not any(pattern.fullmatch(path) for path in linear):
-        raise ValueError(name)
-return [path for path in linear if any(pattern.fullmatch(path) for pattern in wanted)]
-"""
-_TWO_GROUPS = """
-fast = [p for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n.split(".")]
-slow = [p for n, p in model.named_parameters() if p.requires_grad and "lora_B" not in n.split(".")]
-groups = [{"params": slow, "lr": rate}, {"params": fast, "lr": rate * ratio}]
-return [{**group, "weight_decay": decay} for group in groups if group["params"]]
-"""
-_PEFTS_GROUPS = """
-found = {}
-for name, p in model.named_parameters():
-    if p.requires_grad:
-        fast = "lora_B" in name.split(".") or p.dim() == 1
-        found.setdefault((ratio * rate if fast else rate, decay if p.dim() > 1 else 0.0), []).append(p)
-return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in found.items()]
-"""
-_EMPTY_GROUPS = """
-found = {(r, d): [] for r in (rate, ratio * rate) for d in (decay, 0.0)}
-for name, p in model.named_parameters():
-    if p.requires_grad:
-        fast = "lora_B" in name.split(".")
-        found[ratio * rate if fast else rate, decay if p.dim() > 1 else 0.0].append(p)
-return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in found.items()]
-"""
-_ITERATORS = """
-named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-kinds = {(("lora_B" in name.split(".")), p.dim() > 1) for name, p in named}
-return [
-    {
-        "params": [p for name, p in named if ("lora_B" in name.split(".")) == fast],
-        "lr": rate * (ratio if fast else 1),
-        "weight_decay": decay if matrix else 0.0,
-    }
-    for fast, matrix in kinds
-]
-"""
-
 RIGHT = {
-    "layer-other-spelling": (LAYER, _SEQUENTIAL),
-    "layer-scale-on-h": (LAYER, _answers.right(LAYER).replace(_SUM, _SCALED_H)),
-    "layer-as-pefts": (LAYER, _PEFTS),
-    "merge-addmm": (MERGE, _ADDMM),
-    "bytes-tensor-by-tensor": (BYTES, _LOOPS),
-    "groups-one-for-each": (GROUPS, _ONE_EACH),
-    "targets-all-expressions": (TARGETS, _IN_TURN),
+    "layer-other-spelling": (LAYER, whole10.SEQUENTIAL),
+    "layer-scale-on-h": (LAYER, _answers.right(LAYER).replace(_SUM, whole10.SCALED_H)),
+    "layer-as-pefts": (LAYER, whole10.PEFTS),
+    "merge-addmm": (MERGE, whole10.ADDMM),
+    "bytes-tensor-by-tensor": (BYTES, whole10.LOOPS),
+    "groups-one-for-each": (GROUPS, whole10.ONE_EACH),
+    "targets-all-expressions": (TARGETS, whole10.IN_TURN),
 }
 
 # fmt: off
@@ -274,7 +164,7 @@ MUTANTS = {
     "groups-no-ratio": _wrong(
         GROUPS, BOTH, "One rate for all.", "ratio * rate if fast else rate", "rate"),
     "groups-biases-with-b": _wrong(
-        GROUPS, BOTH, "Everything of one dimension learns at B's rate, as in peft.", code=_PEFTS_GROUPS),
+        GROUPS, BOTH, "Everything of one dimension learns at B's rate, as in peft.", code=whole10.PEFTS_GROUPS),
     "groups-substring": _wrong(
         GROUPS, HIDDEN, "Looks for lora_B anywhere in the name, where an adapter may be called so.",
         '"lora_B" in name.split(".")', '"lora_B" in name'),
@@ -287,11 +177,11 @@ MUTANTS = {
         GROUPS, BOTH, "Nothing but A and B: the head and the biases are left behind.",
         "if p.requires_grad:", 'if p.requires_grad and ("lora_A" in name or "lora_B" in name):'),
     "groups-decay-for-all": _wrong(
-        GROUPS, BOTH, "Biases and magnitudes decay too.", code=_TWO_GROUPS),
+        GROUPS, BOTH, "Biases and magnitudes decay too.", code=whole10.TWO_GROUPS),
     "groups-empty": _wrong(
-        GROUPS, BOTH, "Four groups, whatever is in them.", code=_EMPTY_GROUPS),
+        GROUPS, BOTH, "Four groups, whatever is in them.", code=whole10.EMPTY_GROUPS),
     "groups-twice": _wrong(
-        GROUPS, BOTH, "A parameter is in two groups.", code=_ITERATORS),
+        GROUPS, BOTH, "A parameter is in two groups.", code=whole10.ITERATORS),
     "groups-tied-twice": _wrong(
         GROUPS, HIDDEN, "A shared parameter comes once for each of its names.",
         "model.named_parameters()", "model.named_parameters(remove_duplicate=False)"),
