@@ -29,6 +29,7 @@ from labkit.tasks import Batch, Example, Task
 
 SAVE_EVERY_SECONDS = 5.0
 GROUP = 8
+KEPT = ("losses", "step_seconds", "tokens", "traces", "evaluations")  # of a run, when it is cut off
 
 
 @torch.inference_mode()
@@ -92,13 +93,12 @@ class _Saved:
     def save(self, run: Run, method: Method, step: int) -> None:
         if self.path is None or time.monotonic() - self.last < SAVE_EVERY_SECONDS:
             return
-        kept = {"losses": run.losses, "step_seconds": run.step_seconds, "tokens": run.tokens, "traces": run.traces}
         state = {
             "key": self.key,
             "step": step,
             "method": method.state_dict(),
             "rng": torch.get_rng_state(),
-            **kept,
+            **{name: getattr(run, name) for name in KEPT},
         }
         buffer = io.BytesIO()
         torch.save({**state, "measured": run.ledger.measured}, buffer)
@@ -131,6 +131,7 @@ def train(
     resume: Path | str | None = None,
     progress: bool = True,
     on_nan: str = "raise",
+    evaluate_every: int = 0,
 ) -> Run:
     """Train `model` in place, where it is, by `method`, and evaluate it on the task's test part.
 
@@ -141,6 +142,7 @@ def train(
         model_name, start: for the record.
         resume: a file for the run's state; a run with the same configuration goes on from it.
         progress: show a bar.
+        evaluate_every: steps between evaluations on the way; 0: only at the end.
         on_nan: "raise" where the loss is no longer a number, or "stop" there and keep the run, which then says so.
 
     Raises:
@@ -153,16 +155,24 @@ def train(
     with closing(method):
         method.prepare(model.train(), task, steps)
         run.trainable_params = parameters(model, trainable=True)
-        _steps(model, task, method, run, _Saved(Path(resume) if resume else None, config), progress)
+        saved = _Saved(Path(resume) if resume else None, config)
+        _steps(model, task, method, run, saved, progress, evaluate_every)
         if run.stopped and on_nan == "raise":
             raise LabError(run.stopped, "Lower the learning rate, or compute in a wider dtype.")
-        return _evaluated(model, task, method, run)
+        if not run.evaluations or run.evaluations[-1]["step"] != len(run.losses):
+            _evaluate(model, task, method, run)
+        model.eval()
+        return _signed(run)
 
 
-def _evaluated(model, task: Task, method: Method, run: Run) -> Run:
-    """The run with its evaluation, in the format that the method computes in, and where it was made."""
+def _evaluate(model, task: Task, method: Method, run: Run) -> None:
+    """Evaluate in the format that the method computes in."""
     with method.computing():
-        run.evaluations.append({"step": len(run.losses), **evaluate(model.eval(), task)})
+        run.evaluations.append({"step": len(run.losses), **evaluate(model, task)})
+
+
+def _signed(run: Run) -> Run:
+    """The run with where it was made."""
     machine = Machine.here()
     run.machine, run.versions = str(machine), dict(machine.versions)
     return run
@@ -177,8 +187,8 @@ def _check(steps: int, batch_size: int, task: Task, on_nan: str) -> None:
         raise LabError(cause, "Give positive numbers and training data.")
 
 
-def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress: bool) -> None:
-    """Make the steps that are still to be made."""
+def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress: bool, evaluate_every: int) -> None:
+    """Make the steps that are still to be made, with evaluations in between."""
     from tqdm.auto import tqdm
 
     device, steps = next(model.parameters()).device, run.config["steps"]
@@ -188,8 +198,9 @@ def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress:
     if state := saved.load():
         method.load_state_dict(state["method"])
         torch.set_rng_state(state["rng"])
-        run.losses, run.step_seconds, run.tokens = state["losses"], state["step_seconds"], state["tokens"]
-        run.ledger.measured, run.traces, first = state["measured"], state["traces"], state["step"]
+        for name in KEPT:
+            setattr(run, name, state[name])
+        run.ledger.measured, first = state["measured"], state["step"]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     meter = EnergyMeter(device.type)
@@ -201,6 +212,8 @@ def _steps(model, task: Task, method: Method, run: Run, saved: _Saved, progress:
                 bar.update()
                 if run.stopped:
                     break
+                if evaluate_every and (step + 1) % evaluate_every == 0:
+                    _evaluate(model, task, method, run)
                 saved.save(run, method, step + 1)
     run.joules = meter.joules()
     if device.type == "cuda":

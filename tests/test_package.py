@@ -26,7 +26,7 @@ TEXTS = sorted(
 # The layers of CONTRIBUTING.md. A module may import from its own layer and from those below, at its top.
 LAYERS = {
     0: ("errors", "files", "paths", "machine", "probe", "scale", "assets", "download", "pinned", "lessons"),
-    1: ("models", "published", "tasks", "sentences"),
+    1: ("models", "published", "tasks", "sentences", "instructions"),
     2: ("methods", "run", "training", "ledger", "energy", "baselines"),
     3: ("adapters", "memory", "numerics", "parallel"),
     4: ("planner", "ways"),

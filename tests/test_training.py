@@ -196,3 +196,26 @@ def test_what_a_method_observes_is_traced_and_a_burst_run_is_kept_where_asked(ta
     assert run.traces == {"learning_rate": method.seen} and len(method.seen) == 3
     with pytest.raises(LabError, match="on_nan"):
         train(small(), task, method, **settings(on_nan="ignore"))
+
+
+def test_evaluations_on_the_way_change_nothing_and_are_kept_when_a_run_is_cut_off(task, tmp_path, monkeypatch):
+    plain = train(small(), task, FullFineTuning(), **settings())
+    often = train(small(), task, FullFineTuning(), **settings(evaluate_every=2))
+    assert often.losses == plain.losses and [e["step"] for e in often.evaluations] == [2, 4, 6]
+    assert often.evaluations[-1] == plain.evaluations[-1]
+    uneven = train(small(), task, FullFineTuning(), **settings(evaluate_every=4))
+    assert [e["step"] for e in uneven.evaluations] == [4, 6]
+    monkeypatch.setattr("labkit.training.SAVE_EVERY_SECONDS", 0.0)
+
+    class Cut(FullFineTuning):
+        def step(self, batch):
+            if getattr(self, "count", 0) == 3:  # the measured step is none of these
+                raise KeyboardInterrupt
+            self.count = getattr(self, "count", 0) + 1
+            return super().step(batch)
+
+    kept = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), task, Cut(), **settings(evaluate_every=2, resume=kept))
+    again = train(small(), task, FullFineTuning(), **settings(evaluate_every=2, resume=kept))
+    assert [e["step"] for e in again.evaluations] == [2, 4, 6] and again.losses == plain.losses
