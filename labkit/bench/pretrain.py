@@ -71,6 +71,5 @@ def _run(scale: Scale, start: str, probe: bool, seed: int):
         if probe
         else FullFineTuning(learning_rate=scale.learning_rate, compute_dtype=scale.dtype)
     )
-    names = {"model_name": scale.model, "start": start}
-    size = scale.batch_size
-    return train(model, task, method, steps=scale.steps, batch_size=size, seed=seed, progress=False, **names)
+    options: dict[str, Any] = {"model_name": scale.model, "start": start, "seed": seed, "progress": False}
+    return train(model, task, method, steps=scale.steps, batch_size=scale.batch_size, **options)
