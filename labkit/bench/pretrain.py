@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from typing import Any
 
 from labkit.run import UNITS as UNITS
 from labkit.scale import SCALES, Scale
