@@ -124,6 +124,7 @@ def test_what_the_offloaded_way_says_is_what_the_method_predicts():
 def test_the_lines_run(way, segments, monkeypatch):
     monkeypatch.setenv("LABKIT_SCALE", "tiny")
     lines = way.lines("tiny", batch=2, seq_len=16, segments=segments).replace("steps=100", "steps=2, progress=False")
+    lines = lines.replace("task.seq_len = 16", "task.seq_len = 16\ntask.test = task.test[:8]")
     scope: dict = {}
     exec(lines, scope)
     assert len(scope["run"].losses) == 2
