@@ -40,13 +40,18 @@ from labkit.adapters.product import add_product, cast, draw, dropped, lora_added
 from labkit.adapters.tuning import Lora
 
 
+def scale_of(m: Float[Tensor, " out"], norm: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+    """m / ‖·‖, and 1 where the norm is 0. The divisor is never 0, or m's gradient would be 0 · ∞ there."""
+    return torch.where(norm > 0, m / torch.where(norm > 0, norm, 1.0), 1.0)
+
+
 class _DoraProduct(torch.autograd.Function):
     """y from x: kept are x, h = A x̃, the output before the scale, and the mask of dropout."""
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, a, b, m, norm, scaling: float, p: float) -> Tensor:
         dtype = x.dtype
-        scale = torch.where(norm > 0, m / norm, 1.0)
+        scale = scale_of(m, norm)
         seen, mask = draw(x, p)
         narrow = weight.to(dtype)
         u = F.linear(seen, narrow)
@@ -137,7 +142,7 @@ class DoraLinear(LoraLinear):
         with torch.autocast(x.device.type, enabled=False):
             norm = self.norm(name)
         if type(self.base) is not nn.Linear:
-            return self._on_other(x, a, b, torch.where(norm > 0, m / norm, 1.0), scaling, dropout)
+            return self._on_other(x, a, b, scale_of(m, norm), scaling, dropout)
         return _DoraProduct.apply(cast(x), self.base.weight, self.base.bias, a, b, m, norm, scaling, dropout)
 
     def _on_other(self, x: Tensor, a: Tensor, b: Tensor, scale: Tensor, scaling: float, dropout: float) -> Tensor:
@@ -151,8 +156,7 @@ class DoraLinear(LoraLinear):
         return scaled if bias is None else scaled + bias.to(scaled.dtype)
 
     def _scale(self, name: str) -> Float[Tensor, "out 1"]:
-        norm, m = self.norm(name), self.lora_magnitude_vector[name].detach()
-        return torch.where(norm > 0, m / norm, 1.0)[:, None]
+        return scale_of(self.lora_magnitude_vector[name].detach(), self.norm(name))[:, None]
 
     @torch.no_grad()
     def merged_weight(self, name: str) -> Float[Tensor, "out in"]:

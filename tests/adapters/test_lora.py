@@ -150,9 +150,14 @@ def test_gradients_are_those_of_finite_differences(dora):
         assert torch.autograd.gradcheck(product, inputs)
 
 
-def test_a_row_of_zeros_has_no_direction_and_no_nan():
+class OtherLinear(torch.nn.Linear):
+    """A layer of another kind, over which the product runs by itself."""
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, OtherLinear])
+def test_a_row_of_zeros_has_no_direction_and_no_nan(kind):
     torch.manual_seed(0)
-    linear = torch.nn.Linear(6, 4)
+    linear = kind(6, 4)
     linear.weight.data[1] = 0
     layer = DoraLinear(linear)
     layer.add("default", LoraSpec(2))
