@@ -17,7 +17,6 @@ from labkit.show.anatomy_style import GIB, amount, number
 from labkit.show.plan_picture import PALE, plan_figure, plan_html, plan_rows, plan_table, plan_words, show_plan
 from labkit.show.plan_widget import PlanExplorer
 
-
 TOO_SMALL = {"batch": 1, "host": "64GB", "only": "offloaded"}
 
 
