@@ -58,8 +58,6 @@ class Awake:
         self.blocks, self.optimizer, self.states = blocks, optimizer, states
         self.names: tuple[str, ...] = ()
         self._host: dict[nn.Parameter, dict[str, Any]] = {}
-        for parameter in self._all():
-            parameter.requires_grad_(False)
 
     def _all(self) -> Iterable[nn.Parameter]:
         return (p for params in self.blocks.values() for p in params)
@@ -84,8 +82,9 @@ class Awake:
             if id(parameter) not in stay:
                 self._sleep(parameter)
         self.names = wanted
+        for parameter in self._all():
+            parameter.requires_grad_(id(parameter) in stay)
         for parameter in self.parameters:
-            parameter.requires_grad_(True)
             self._wake(parameter)
         [group] = self.optimizer.param_groups
         group["params"] = self.parameters
