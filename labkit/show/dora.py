@@ -58,7 +58,7 @@ def arrows_figure(weight: Tensor, states: Mapping[str, Tensor]) -> Figure:
             for (x, y), colour, width in ((old, "grey", 3.0), (new, "blue", 1.6)):
                 arrow = {"arrowstyle": "-|>", "color": PALETTE[colour], "lw": width, "shrinkA": 0, "shrinkB": 0}
                 ax.annotate("", (x, y), (0, 0), arrowprops=arrow)
-            _numbered(ax, row + 1, new)
+            _numbered(ax, row + 1, old, new)
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="weight of input 1")
         ax.set_title(_arrows_finding(name, between(weight, after)), fontsize="medium")
     axes[0, 0].set_ylabel("weight of input 2")
@@ -68,11 +68,13 @@ def arrows_figure(weight: Tensor, states: Mapping[str, Tensor]) -> Figure:
     return fig
 
 
-def _numbered(ax: Axes, number: int, end: Sequence[float]) -> None:
-    """A row's number beyond the tip of its arrow, where no arrow lies."""
-    length = math.hypot(*end) or 1.0
-    away = (1 + 0.16 / length) * end[0], (1 + 0.16 / length) * end[1]
-    ax.text(*away, f"{number}", ha="center", va="center", color=PALETTE["blue"], fontweight="bold")
+def _numbered(ax: Axes, number: int, old: Sequence[float], new: Sequence[float]) -> None:
+    """A row's number at the tip of its arrow, on the side away from where it began: no arrow lies there."""
+    length = math.hypot(*new) or 1.0
+    along = new[0] / length, new[1] / length
+    side = math.copysign(0.2, old[0] * new[1] - old[1] * new[0])
+    place = new[0] + 0.1 * along[0] - side * along[1], new[1] + 0.1 * along[1] + side * along[0]
+    ax.text(*place, f"{number}", ha="center", va="center", color=PALETTE["blue"], fontweight="bold")
 
 
 def _arrows_finding(name: str, change: Change) -> str:
