@@ -51,7 +51,7 @@ def arrows_figure(weight: Tensor, states: Mapping[str, Tensor]) -> Figure:
     _some(states)
     fig, axes = plt.subplots(1, len(states), figsize=(3.6 * len(states), 4.3), sharex=True, sharey=True, squeeze=False)
     reach = 1.15 * max(float(m.norm(dim=1).max()) for m in (weight, *states.values()))
-    dotted = {"color": PALETTE["grey"], "ls": ":", "lw": 0.8}
+    dotted: dict[str, Any] = {"color": PALETTE["grey"], "ls": ":", "lw": 0.8}
     for ax, (name, after) in zip(axes[0], states.items(), strict=True):
         for row, (old, new) in enumerate(zip(weight.tolist(), after.tolist(), strict=True)):
             ax.add_patch(plt.Circle((0, 0), math.hypot(*old), fill=False, **dotted))
