@@ -50,7 +50,7 @@ def rank_figure(
     ax.bar(range(1, inside + 1), heights[:inside], 1.0, color=PALETTE["blue"], label=f"kept by rank {rank}")
     ax.bar(range(inside + 1, number + 1), heights[inside:], 1.0, color=PALETTE["orange"], label="lost")
     ax.set(xlabel=f"singular value of {name}'s update, by size", ylabel="of the largest", xlim=(0, number + 1))
-    ax.set_title(_finding(values, rank, arch, targets))
+    ax.set_title(f"{name}\n{_finding(values, rank, arch, targets)}")
     ax.legend(fontsize="small")
     return fig
 

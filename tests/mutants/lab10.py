@@ -48,7 +48,7 @@ MUTANTS = {
     "layer-rslora": _wrong(
         LAYER, BOTH, "α / √r, which is another method.", "alpha / rank *", "alpha / rank**0.5 *"),
     "layer-whole-division": _wrong(
-        LAYER, HIDDEN, "α // r: right where r divides α.", "alpha / rank *", "alpha // rank *"),
+        LAYER, BOTH, "α // r: right where r divides α.", "alpha / rank *", "alpha // rank *"),
     "layer-not-frozen": _wrong(
         LAYER, BOTH, "The weight trains as well.", "linear.requires_grad_(False)", "linear"),
     "layer-bias-trains": _wrong(
@@ -71,18 +71,18 @@ MUTANTS = {
         LAYER, BOTH, "The frozen weight sees dropped values too.",
         "h = F.linear(self.dropout(x), self.A)", "x = self.dropout(x)\n        h = F.linear(x, self.A)"),
     "layer-no-dropout": _wrong(
-        LAYER, HIDDEN, "Dropout is never applied.", "self.dropout(x)", "x"),
+        LAYER, BOTH, "Dropout is never applied.", "self.dropout(x)", "x"),
     "layer-dropout-on-h": _wrong(
-        LAYER, HIDDEN, "Drops what comes out of A, after it was summed: on r values, without effect on the input's.",
+        LAYER, BOTH, "Drops what comes out of A, after it was summed: on r values, without effect on the input's.",
         "F.linear(self.dropout(x), self.A)", "F.linear(x, self.A)", _ADAPTER,
         "(F.linear(h, self.B) if not self.training else F.linear(h * (torch.rand(()) > dropout), self.B))"),
     "layer-dropout-always": _wrong(
-        LAYER, HIDDEN, "Drops in evaluation too.", "self.dropout(x)", "F.dropout(x, dropout)"),
+        LAYER, BOTH, "Drops in evaluation too.", "self.dropout(x)", "F.dropout(x, dropout)"),
     "layer-dropout-unscaled": _wrong(
-        LAYER, HIDDEN, "What is left is not scaled by 1 / (1 - p).",
+        LAYER, BOTH, "What is left is not scaled by 1 / (1 - p).",
         "self.dropout(x)", "(x * (torch.rand_like(x) >= dropout) if self.training else x)"),
     "layer-float32": _wrong(
-        LAYER, HIDDEN, "A and B are float32 whatever the weight is.",
+        LAYER, BOTH, "A and B are float32 whatever the weight is.",
         "linear.weight.new_empty(rank, linear.in_features)", "torch.empty(rank, linear.in_features)",
         "linear.weight.new_zeros(linear.out_features, rank)", "torch.zeros(linear.out_features, rank)"),
     "layer-bias-twice": _wrong(
@@ -96,6 +96,14 @@ MUTANTS = {
     "layer-no-module": _wrong(
         LAYER, BOTH, "A function, which holds no parameters.",
         "return Lora()", "return lambda x: linear(x)"),
+    "layer-a-huge": _wrong(
+        LAYER, BOTH, "A starts so large that B's first steps throw the model off.",
+        "nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))", "nn.init.normal_(self.A, std=100)"),
+    "layer-needs-a-bias": _wrong(
+        LAYER, BOTH, "Fails where the layer has no bias.",
+        "return self.linear(x) +", "return x @ linear.weight.t() + linear.bias +"),
+    "layer-two-dimensions": _wrong(
+        LAYER, BOTH, "Right for x of two dimensions only.", _ADAPTER, "(self.B @ h.t()).t()"),
     "merge-twice": _wrong(
         MERGE, BOTH, "Merging twice adds twice.",
         "if layer.merged == merged:\n    return\n", ""),
@@ -118,7 +126,7 @@ MUTANTS = {
         MERGE, BOTH, "The weight hangs on A and B from now on.",
         "with torch.no_grad():", "if True:"),
     "merge-update-rounded": _wrong(
-        MERGE, HIDDEN, "The update is rounded before it is added, and the sum again.",
+        MERGE, BOTH, "The update is rounded before it is added, and the sum again.",
         "layer.weight.copy_(layer.weight.float() + (update if merged else -update))",
         "layer.weight.add_((update if merged else -update).to(layer.weight.dtype))"),
     "merge-a-b-swapped": _wrong(
@@ -127,6 +135,17 @@ MUTANTS = {
     "merge-clears-the-adapter": _wrong(
         MERGE, BOTH, "The adapter is emptied: it can never be taken out again.",
         "layer.merged = merged", "layer.merged = merged\nlayer.B.data.zero_()"),
+    "merge-keeps-the-original": _wrong(
+        MERGE, BOTH, "A second copy of every weight: what LoRA saves is spent on it.", code=whole10.KEEPS_A_COPY),
+    "merge-new-tensor": _wrong(
+        MERGE, BOTH, "The parameter gets another tensor: views and optimizers hold the old one.",
+        "layer.weight.copy_(layer.weight.float() + (update if merged else -update))",
+        "whole = layer.weight.float() + (update if merged else -update)\n"
+        "    layer.weight.data = whole.to(layer.weight.dtype)"),
+    "merge-product-in-16-bits": _wrong(
+        MERGE, BOTH, "A and B are rounded before they are multiplied.",
+        "layer.B.float() @ layer.A.float()",
+        "(layer.B.to(layer.weight.dtype) @ layer.A.to(layer.weight.dtype)).float()"),
     "bytes-a-only": _wrong(
         BYTES, BOTH, "Counts A and forgets B.", "rank * (outputs + inputs)", "rank * inputs"),
     "bytes-twice-the-input": _wrong(
@@ -147,13 +166,28 @@ MUTANTS = {
     "bytes-rest-forgotten": _wrong(
         BYTES, BOTH, "The other frozen values are forgotten.", "(matrices + frozen)", "matrices"),
     "bytes-adapters-as-stored": _wrong(
-        BYTES, HIDDEN, "Adapters in the dtype of the frozen weights.",
+        BYTES, BOTH, "Adapters in the dtype of the frozen weights.",
         "stored * (matrices + frozen) + 4 * trained", "stored * (matrices + frozen + trained)"),
     "bytes-all-four": _wrong(
-        BYTES, HIDDEN, "Four bytes for every weight.", "stored * (matrices", "4 * (matrices"),
+        BYTES, BOTH, "Four bytes for every weight.", "stored * (matrices", "4 * (matrices"),
     "bytes-floats": _wrong(
         BYTES, BOTH, "Right numbers that are no integers.",
         "stored * (matrices + frozen)", "1.0 * stored * (matrices + frozen)"),
+    "operations-formed": _wrong(
+        BYTES, BOTH, "B A is formed in the forward pass.",
+        '"forward": large + thin', '"forward": large + 2 * rank * matrices'),
+    "operations-all-weights": _wrong(
+        BYTES, BOTH, "The frozen matrices get their gradients as well.",
+        '"backward": large + 2 * thin', '"backward": 2 * large + 2 * thin'),
+    "operations-no-gradient-of-x": _wrong(
+        BYTES, BOTH, "Backward as if nothing trained below.",
+        '"backward": large + 2 * thin', '"backward": 2 * thin'),
+    "operations-half-of-the-thin": _wrong(
+        BYTES, BOTH, "Backward has A's and B's gradients and forgets those of h and x.",
+        '"backward": large + 2 * thin', '"backward": large + thin'),
+    "operations-multiplications": _wrong(
+        BYTES, BOTH, "Multiplications alone, without the additions.",
+        "2 * tokens * matrices, 2 * tokens * trained", "tokens * matrices, tokens * trained"),
     "groups-ratio-on-a": _wrong(
         GROUPS, BOTH, "The high rate goes to A.", '"lora_B"', '"lora_A"'),
     "groups-ratio-on-both": _wrong(
@@ -169,8 +203,13 @@ MUTANTS = {
         GROUPS, HIDDEN, "Looks for lora_B anywhere in the name, where an adapter may be called so.",
         '"lora_B" in name.split(".")', '"lora_B" in name'),
     "groups-letter": _wrong(
-        GROUPS, HIDDEN, "Looks for a part that ends with B.",
+        GROUPS, BOTH, "Looks for a part that ends with B.",
         '"lora_B" in name.split(".")', 'any(part.endswith("B") for part in name.split("."))'),
+    "groups-labkits-names": _wrong(
+        GROUPS, BOTH, "The last part but one: peft has .weight behind the adapter's name.",
+        '"lora_B" in name.split(".")', '"lora_B" in name.split(".")[-2:-1]'),
+    "groups-matrices-alone-decay": _wrong(
+        GROUPS, HIDDEN, "What has three dimensions does not decay.", "p.dim() > 1", "p.dim() == 2"),
     "groups-frozen-too": _wrong(
         GROUPS, BOTH, "Frozen parameters are in the groups.", "if p.requires_grad:", "if True:"),
     "groups-adapters-only": _wrong(
@@ -191,7 +230,7 @@ MUTANTS = {
     "targets-contains": _wrong(
         TARGETS, BOTH, "A name anywhere in the path.", 'f".{path}".endswith(f".{name}")', "name in path"),
     "targets-last-part-only": _wrong(
-        TARGETS, HIDDEN, "Compares the last part alone: a name with a dot finds nothing.",
+        TARGETS, BOTH, "Compares the last part alone: a name with a dot finds nothing.",
         'f".{path}".endswith(f".{name}")', 'path.rpartition(".")[2] == name'),
     "targets-needs-a-dot": _wrong(
         TARGETS, HIDDEN, "A path that is the name itself has no dot before it.",
@@ -200,12 +239,16 @@ MUTANTS = {
         TARGETS, HIDDEN, "A name is taken for an expression, whose dots match anything.",
         'f".{path}".endswith(f".{name}")', 're.search(rf"(^|\\.){name}$", path)'),
     "targets-search": _wrong(
-        TARGETS, HIDDEN, "The expression need match a part only.", "re.fullmatch", "re.search"),
+        TARGETS, BOTH, "The expression need match a part only.", "re.fullmatch", "re.search"),
+    "targets-match": _wrong(
+        TARGETS, BOTH, "The expression need match the beginning only.", "re.fullmatch", "re.match"),
+    "targets-any-head": _wrong(
+        TARGETS, HIDDEN, "Leaves out whatever is called head.", "if layer is not head", 'if not path.endswith("head")'),
     "targets-any-module": _wrong(
         TARGETS, BOTH, "Modules that are not linear are found as well.",
         "if isinstance(layer, nn.Linear)}", "if path}"),
     "targets-with-the-head": _wrong(
-        TARGETS, ("test",), "The head gets an adapter too.", "if layer is not head]", "]"),
+        TARGETS, BOTH, "The head gets an adapter too.", "if layer is not head]", "]"),
     "targets-head-needed": _wrong(
         TARGETS, HIDDEN, "Fails where there is no head.", 'getattr(model, "head", None)', "model.head"),
     "targets-one-is-enough": _wrong(
@@ -216,7 +259,7 @@ MUTANTS = {
         "return [path for path in paths if any(path in matched for matched in matches.values())]",
         "return [path for matched in matches.values() for path in paths if path in matched]"),
     "targets-empty-expression": _wrong(
-        TARGETS, HIDDEN, "An expression that matches nothing gives an empty list.",
+        TARGETS, BOTH, "An expression that matches nothing gives an empty list.",
         "    if not found:\n        raise ValueError(f\"no linear layer matches {targets}\")\n", ""),
     "targets-empty-is-an-error": _wrong(
         TARGETS, HIDDEN, "A model without linear layers is an error for all-linear too.",

@@ -48,15 +48,29 @@ whole = torch.addmm(layer.weight.data.float(), layer.B.data, layer.A.data, alpha
 layer.weight.data.copy_(whole.to(layer.weight.dtype))
 layer.merged = merged
 """
+KEEPS_A_COPY = """
+if layer.merged == merged:
+    return
+with torch.no_grad():
+    if merged:
+        layer.original = layer.weight.clone()
+        layer.weight.copy_(layer.weight + layer.scaling * (layer.B @ layer.A))
+    else:
+        layer.weight.copy_(layer.original)
+layer.merged = merged
+"""
 LOOPS = """
-weights = gradients = states = trained = 0
+weights = gradients = states = trained = forward = backward = 0
 for out, inp in shapes:
     weights += out * inp * stored
+    forward, backward = forward + 2 * tokens * out * inp, backward + 2 * tokens * out * inp
     for rows, columns in ((rank, inp), (out, rank)):
         values = rows * columns
         trained, weights, gradients = trained + values, weights + 4 * values, gradients + 4 * values
         states += 2 * 4 * values + 4
-return {"trained": trained, "weights": weights + frozen * stored, "gradients": gradients, "optimizer_states": states}
+        forward, backward = forward + 2 * tokens * values, backward + 4 * tokens * values
+bytes_ = {"weights": weights + frozen * stored, "gradients": gradients, "optimizer_states": states}
+return {"trained": trained, "forward": forward, "backward": backward, **bytes_}
 """
 ONE_EACH = """
 return [

@@ -11,8 +11,9 @@ from labkit.ledger import activations
 from labkit.ledger.case import Case
 from labkit.ledger.predict import gradients, standing
 from labkit.ledger.shapes import Architecture
-from labkit.show import lora, lora_tables
-from labkit.show.lora_widgets import RankExplorer, lora_case, training_bytes
+from labkit.show import lora, lora_bytes, lora_tables
+from labkit.show.lora_widgets import RankExplorer, lora_case, rank_figure, training_bytes
+from labkit.show.style import PALETTE
 
 OPT = Architecture("opt", 24, 2048, 32, 32, 64, 8192, 50272, positions=2050, biases=True)  # OPT-1.3B
 TINY = Architecture("llama", 6, 256, 4, 2, 64, 704, 2048)
@@ -23,14 +24,21 @@ def lines(ax):
 
 
 def test_dimensions_are_drawn_in_order_and_the_title_names_the_smallest_that_suffices():
-    rows = [{"dimensions": d, "accuracy": a} for d, a in ((10_000, 0.79), (1, 0.6), (100, 0.75))]
-    fig = lora.dimensions_figure(rows, 0.58, 0.82)
+    rows = [{"dimensions": d, "accuracy": a} for d, a in ((10_000, 0.81), (1, 0.6), (100, 0.75))]
+    fig = lora.dimensions_figure(rows, 0.58, 0.82, 100)
     drawn = lines(fig.axes[0])
-    assert drawn["random subspace"] == [60.0, 75.0, 79.0] and drawn["nine tenths of it"][0] == pytest.approx(73.8)
-    assert fig.axes[0].get_title(loc="left").startswith("100 random directions reach 90%")
-    assert lora.reaching(rows[1:2], 0.82) is None
-    assert "None of these" in lora.dimensions_words(rows[1:2], 0.58, 0.82)
-    assert "d = 10,000: 79.0 %" in lora.dimensions_words(rows, 0.58, 0.82)
+    assert drawn["90% of its gain"][0] == pytest.approx(58 + 0.9 * 24)
+    (marks,) = fig.axes[0].containers
+    assert list(marks.lines[0].get_ydata()) == [60.0, 75.0, 81.0]
+    assert marks.lines[0].get_linestyle() == "None"  # nothing ran between the marks
+    ends = [segment[:, 1] for segment in marks.lines[2][0].get_segments()]
+    assert ends[1] == pytest.approx([75 - 10 * (0.75 * 0.25) ** 0.5, 75 + 10 * (0.75 * 0.25) ** 0.5])
+    assert fig.axes[0].get_title(loc="left").startswith("10,000 random directions reach 90%")
+    assert lora.reaching(rows, 0.58, 0.76) == 100 and lora.reaching(rows[1:], 0.58, 0.82) is None
+    assert "None of these" in lora.dimensions_words(rows[1:], 0.58, 0.82, 100)
+    assert "d = 100: 75.0 ± 4.3 %, 71% of the gain" in lora.dimensions_words(rows, 0.58, 0.82, 100)
+    assert "gained nothing" in lora.dimensions_words(rows, 0.82, 0.58, 100)
+    assert lora.reaching(rows, 0.82, 0.58) is None
     assert_titles_and_names_inside(fig)
 
 
@@ -44,11 +52,15 @@ def test_ranks_are_those_of_matrices_that_are_made_to_have_them():
     assert [lora.rank_for(values, share) for share in (0.5, 0.8, 0.9, 0.99)] == [1, 2, 4, 5]
     one = lora.singular_values(u[:, :1] @ v[:, :1].T)
     spectra = {"made": values, "thin": one}
-    fig = lora.spectra_figure(spectra)
-    assert fig.axes[0].get_title(loc="left") == "90% of the squares need ranks from 1 to 4"
+    noise = {"noise": torch.ones(10)}
+    fig = lora.spectra_figure(spectra, noise)
+    title = fig.axes[0].get_title(loc="left")
+    assert title == "90% of an update's squares need ranks 1 to 4; of noise, rank 9"
     drawn = lines(fig.axes[0])
     assert drawn["made: rank 4 of 12"] == pytest.approx((100 * lora.kept(values)).tolist())
-    assert "thin: rank 8 keeps 100%, 90% need rank 1 of 12" in lora.spectra_words(spectra)
+    assert "thin: rank 8 keeps 100%, 90% need rank 1 of 12" in lora.spectra_words(spectra, noise)
+    grey = [line for line in fig.axes[0].lines if line.get_label().startswith("noise")]
+    assert [line.get_linestyle() for line in grey] == [":"] and grey[0].get_color() == PALETTE["grey"]
     with pytest.raises(LabError, match="update is zero"):
         lora.singular_values(torch.zeros(3, 4))
     assert_titles_and_names_inside(fig)
@@ -56,7 +68,7 @@ def test_ranks_are_those_of_matrices_that_are_made_to_have_them():
 
 def test_the_crossing_is_the_ledger_s():
     batches = (1, 8)
-    sizes = lora.crossing(OPT, batches, 512, "bfloat16")
+    sizes = lora_bytes.crossing(OPT, batches, 512, "bfloat16")
     full, thin = (Case(OPT, 8, 512, "bfloat16", train=kind, master=kind == "full", adapter="lora")
                   for kind in ("full", "lora"))  # fmt: skip
     for case, label, rest in ((full, "full", "weights, gradients, moments"), (thin, "LoRA", "the same")):
@@ -66,7 +78,7 @@ def test_the_crossing_is_the_ledger_s():
         others = activations.total(activations.block(case, first=True)) + activations.total(activations.outside(case))
         assert sizes[f"{label}: activations"][1] == blocks + others
     assert 18 < sizes["full: weights, gradients, moments"][0] / OPT.parameters < 18.1
-    fig = lora.crossing_figure(sizes, batches, 512, "OPT-1.3B")
+    fig = lora_bytes.crossing_figure(sizes, batches, 512, "OPT-1.3B", asked=4096)
     assert lines(fig.axes[0])["LoRA: activations"] == [size / 2**30 for size in sizes["LoRA: activations"]]
     whole = [sum(v[at] for name, v in sizes.items() if name.startswith("full")) for at in (0, 1)]
     thin_whole = [sum(v[at] for name, v in sizes.items() if name.startswith("LoRA")) for at in (0, 1)]
@@ -74,7 +86,13 @@ def test_the_crossing_is_the_ledger_s():
         f"LoRA saves {1 - thin_whole[0] / whole[0]:.0%} at 512 tokens and {1 - thin_whole[1] / whole[1]:.0%} at 4,096"
     )
     assert fig.axes[0].get_title(loc="left") == f"OPT-1.3B: {said}"
-    assert said in lora.crossing_words(sizes, batches, 512, "OPT-1.3B")
+    assert said in lora_bytes.crossing_words(sizes, batches, 512, "OPT-1.3B")
+    tokens = lora_bytes.equal_at(sizes, [512, 4096], "LoRA")
+    assert tokens == round(4096 * sizes["LoRA: the same"][1] / sizes["LoRA: activations"][1])
+    crosses = [(line.get_xdata()[0], line.get_ydata()[0]) for line in fig.axes[0].lines if line.get_marker() == "x"]
+    assert (tokens, sizes["LoRA: the same"][0] / 2**30) in crosses and len(crosses) == 2
+    assert f"LoRA at {tokens:,} tokens" in lora_bytes.crossing_words(sizes, batches, 512, "OPT-1.3B")
+    assert f"4,096 tokens: LoRA saves {1 - thin_whole[1] / whole[1]:.0%}" in lines(fig.axes[0])
     assert_titles_and_names_inside(fig)
 
 
@@ -180,5 +198,7 @@ def test_the_slider_counts_values_bytes_and_squares():
     bundle = explorer._repr_mimebundle_()
     assert "<img alt=" in bundle["text/html"] and bundle["text/plain"] == f"[figure] {explorer.words}"
     assert [value for _, value in explorer.sliders["rank"].options][-1] == 128  # k has 128 rows
+    title = rank_figure(values, 2, TINY, ("q",), "q, last block").axes[0].get_title(loc="left")
+    assert title.startswith("q, last block") and "Rank 2" in title
     with pytest.raises(LabError, match="no update"):
         RankExplorer(TINY, {})
