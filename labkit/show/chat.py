@@ -67,7 +67,7 @@ class ChatBox:
         return found
 
     def _page(self, question: str, found: Sequence[str]) -> str:
-        table = html_table([BEFORE, AFTER], [[text or "(nothing)" for text in found]], [False, False])
+        table = html_table([BEFORE, AFTER], [[text or "(nothing)" for text in found]], [False, False], "")
         return f"<p>{html.escape(question)}</p>{table}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def roles(batch: Conversations, row: int) -> list[str]:
 def show_tokens(tokenizer: PreTrainedTokenizerBase, batch: Conversations, row: int = 0) -> None:
     """Display a row token by token, the learned ones in another colour, in bold and underlined."""
     kinds = roles(batch, row)
-    pieces = [tokenizer.decode([token]) for token in batch.input_ids[row].tolist()]
+    pieces = [str(tokenizer.decode([token])) for token in batch.input_ids[row].tolist()]
     cells = []
     for piece, kind in zip(pieces, kinds, strict=True):
         extra = ";font-weight:bold;text-decoration:underline" if kind == LEARNED else ""

@@ -68,10 +68,10 @@ def ways_figure(sizes: Mapping[str, Mapping[str, int]], model: str, gpu_gb: floa
         axis.axvline(gpu_gb, color=PALETTE["black"], linewidth=1)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
-        axis.set_xlabel("GB")
         axis.margins(x=0.14)
+    axes[0].set_xlabel("GB")
+    axes[1].set_xlabel("GB, the last two enlarged")
     axes[1].text(gpu_gb, -0.5, f" {gpu_gb:g} GB", va="bottom", fontsize="small")
-    axes[1].set_title("the last two, enlarged", fontsize="small", fontweight="normal")
     handles = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True)}
     fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
     fig.suptitle(ways_finding(sizes, model, gpu_gb), x=0.01, ha="left", fontweight="bold", fontsize="medium")
@@ -107,7 +107,7 @@ def norms_figure(norms: Sequence[float], limit: float) -> Figure:
     colours = [PALETTE["red"] if o else PALETTE["blue"] for o in over]
     axis.bar(steps, norms, color=colours)
     axis.axhline(limit, color=PALETTE["black"], linewidth=1)
-    axis.text(len(norms) + 1, limit, f" {limit:g}", va="center")
+    axis.text(len(norms) + 1, limit, f" {limit:g}", va="bottom")
     axis.set(xlabel="step", ylabel="norm before clipping")
     axis.set_title(norms_finding(norms, limit))
     return fig
