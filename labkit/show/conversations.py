@@ -61,7 +61,7 @@ def rows_figure(batches: dict[str, Conversations]) -> Figure:
         axis.imshow(picture, cmap=ListedColormap(fills), vmin=0, vmax=2, aspect="auto", interpolation="none")
         starts = ((batch.position_ids == 0) & (batch.real == 1)).nonzero().tolist()
         for row, place in starts:
-            axis.plot([place - 0.5, place - 0.5], [row - 0.5, row + 0.5], color=PALETTE["black"], linewidth=1.5)
+            axis.plot([place - 0.5, place - 0.5], [row - 0.5, row + 0.5], "-", color=PALETTE["black"], linewidth=1.5)
         axis.set_title(f"{name}: {_count(batch)}", fontsize="small", fontweight="normal")
         axis.set(yticks=range(len(picture)), ylabel="row")
         axis.grid(False)
