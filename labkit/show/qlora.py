@@ -107,7 +107,7 @@ def norms_figure(norms: Sequence[float], limit: float) -> Figure:
     colours = [PALETTE["red"] if o else PALETTE["blue"] for o in over]
     axis.bar(steps, norms, color=colours)
     axis.axhline(limit, color=PALETTE["black"], linewidth=1)
-    axis.text(len(norms) + 1, limit, f" {limit:g}", va="bottom")
+    axis.text(len(norms) + 0.5, limit, f" {limit:g}", va="bottom")
     axis.set(xlabel="step", ylabel="norm before clipping")
     axis.set_title(norms_finding(norms, limit))
     return fig
@@ -148,24 +148,23 @@ def curves_finding(run: Run) -> str:
 
 
 def recorded_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Table `qlora`: what each method scores, a panel a task, over the bytes that its weights take."""
+    """Table `qlora`: a panel a task, a line a method with the bytes of its weights; a point with one deviation."""
     import matplotlib.pyplot as plt
 
     _some(rows)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    fig, axes = plt.subplots(1, len(tasks), figsize=(8.6, 3.6), squeeze=False)
+    fig, axes = plt.subplots(1, len(tasks), figsize=(8.8, 3.4), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
-        for number, row in enumerate(row for row in rows if row["task"] == task):
+        own = [row for row in rows if row["task"] == task]
+        for place, row in enumerate(own):
             colour, _, marker = _look(row["method"])
-            at, height = row["weights_mib"], 100 * row["accuracy"]
             error = 100 * (row.get("accuracy_std") or 0)
-            axis.errorbar(at, height, error, marker=marker, color=colour, capsize=3)
-            axis.annotate(
-                row["method"], (at, height), (6, (-12, 8)[number % 2]), textcoords="offset points", fontsize="small"
-            )
-        axis.set_xscale("log", base=2)
-        axis.margins(x=0.35, y=0.2)
-        axis.set(xlabel="weights that stand (MiB, logarithmic)", ylabel="accuracy (%)")
+            axis.errorbar(100 * row["accuracy"], place, xerr=error, marker=marker, color=colour, capsize=3)
+        axis.set_yticks(range(len(own)), [f"{row['method']}\n{row['weights_mib']:.0f} MiB" for row in own])
+        axis.tick_params(axis="y", labelsize="small")
+        axis.invert_yaxis()
+        axis.margins(y=0.12)
+        axis.set(xlabel="accuracy (%), one deviation of the seeds")
         axis.set_title(task, fontsize="small", fontweight="normal")
     fig.suptitle(recorded_finding(rows), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
@@ -180,7 +179,7 @@ def recorded_finding(rows: Sequence[Mapping[str, Any]]) -> str:
         if gaps and "lora" in by:
             spread = 100 * (by["lora"].get("accuracy_std") or 0)
             found.append(f"{task}: {100 * min(gaps):+.1f} to {100 * max(gaps):+.1f} points (seeds ±{spread:.1f})")
-    return "Fewer bits against LoRA over 16 bits, " + "; ".join(found)
+    return "Fewer bits against LoRA over 16 bits:\n" + "; ".join(found)
 
 
 def recorded_words(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -189,7 +188,8 @@ def recorded_words(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{row['task']}, {row['method']}: {100 * row['accuracy']:.1f} % with {row['weights_mib']:.0f} MiB of weights"
         for row in rows
     )
-    return f"Accuracy over bytes of weights. {recorded_finding(rows)}. {told}."
+    finding = " ".join(recorded_finding(rows).split())
+    return f"Accuracy of each method, with the bytes of its weights. {finding}. {told}."
 
 
 def instruct_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

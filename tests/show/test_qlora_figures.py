@@ -73,9 +73,12 @@ def test_curves_are_the_runs():
 def test_the_recorded_points_are_the_rows():
     fig = qlora.recorded_figure(RECORD)
     for axis in fig.axes:
-        points = sorted((c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in axis.containers)
-        assert [at for at, _ in points] == [32.0, 64.0, 128.0, 256.0]
-        assert [height for _, height in points] == pytest.approx([77, 78, 79, 80])
+        points = [(c.lines[0].get_ydata()[0], c.lines[0].get_xdata()[0]) for c in axis.containers]
+        assert [place for place, _ in points] == [0, 1, 2, 3]
+        assert [share for _, share in points] == pytest.approx([80, 79, 78, 77])
+        names = [label.get_text() for label in axis.get_yticklabels()]
+        assert names[0] == "bf16\n256 MiB" and names[3] == "qlora nf4+dq\n32 MiB"
+    assert_titles_and_names_inside(fig)
     assert "sentiment: -2.0 to -1.0 points (seeds ±0.4)" in qlora.recorded_finding(RECORD)
     assert "instructions, qlora int8: 78.0 % with 64 MiB" in qlora.recorded_words(RECORD)
 
