@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from labkit import paths
 from labkit.errors import LabError
 from labkit.scale import Scale
+from labkit.tasks import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,33 +60,20 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Conversations:
-    """Rows of one or several conversations, padded on the right.
+class Conversations(Batch):
+    """Rows of one conversation each, padded on the right.
 
     Attributes:
-        input_ids: token ids.
-        labels: the same, -100 for what is not learned.
+        labels: [rows, seq], the token ids, -100 for what is not learned.
         position_ids: of each token within its conversation; 0 for padding.
-        real: 1 for tokens, 0 for padding.
-        packed: whether rows hold more than one.
     """
 
-    input_ids: Int[Tensor, "rows seq"]
-    labels: Int[Tensor, "rows seq"]
     position_ids: Int[Tensor, "rows seq"]
-    real: Int[Tensor, "rows seq"]
-    packed: bool = False
+    packed: ClassVar[bool] = False
 
     def to(self, device: str | torch.device) -> Conversations:
         """The same on another device."""
-        tensors = (self.input_ids, self.labels, self.position_ids, self.real)
-        ids, labels, places, real = (t.to(device) for t in tensors)
-        return Conversations(ids, labels, places, real, self.packed)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.real.sum())
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def blocks(self, dtype: torch.dtype) -> Float[Tensor, "rows 1 seq seq"]:
         """What is added to the scores of attention: 0 within a conversation and back in time, else the dtype's lowest.
@@ -102,7 +90,14 @@ class Conversations:
     @property
     def padding(self) -> float:
         """Share of the places that hold no token."""
-        return 1 - self.tokens / self.real.numel()
+        return 1 - self.tokens / self.attention_mask.numel()
+
+
+@dataclass(frozen=True)
+class Packed(Conversations):
+    """Rows of several conversations, which must not see each other."""
+
+    packed: ClassVar[bool] = True
 
 
 class Instructions:
@@ -191,7 +186,7 @@ class Instructions:
                 places[number, at:end] = torch.arange(end - at)
                 real[number, at:end] = 1
                 at = end
-        return Conversations(ids, labels, places, real, packed)
+        return (Packed if packed else Conversations)(ids, real, labels, places)
 
     def _answers(self, model: torch.nn.Module, batch: Conversations) -> tuple[Tensor, Tensor]:
         """Logits in fp32 at the places before answer tokens, [rows, seq - 1, words], and the labels there."""
@@ -200,7 +195,7 @@ class Instructions:
             dtype = model.get_input_embeddings().weight.dtype  # type: ignore[operator]
             given |= {"position_ids": batch.position_ids, "attention_mask": batch.blocks(dtype)}
         else:
-            given["attention_mask"] = batch.real
+            given["attention_mask"] = batch.attention_mask
         return model(**given).logits[:, :-1].float(), batch.labels[:, 1:]
 
     def loss(self, model: torch.nn.Module, batch: Conversations) -> Float[Tensor, ""]:
@@ -234,8 +229,15 @@ class Instructions:
 def pack(sizes: Sequence[int], room: int) -> list[list[int]]:
     """Which conversations share a row of `room` tokens: the longest first, each into the first row that has room.
 
-    First-fit decreasing needs at most 11/9 of the fewest rows, and one (Johnson 1973).
+    First-fit decreasing needs at most 11/9 of the fewest rows, and one (Johnson 1973). The rows are then made as narrow
+    as their number allows, or the last one would be mostly padding.
     """
+    rows = _first_fit(sizes, room)
+    narrowest = max(-(-sum(sizes) // len(rows)), max(sizes))
+    return next(found for width in range(narrowest, room + 1) if len(found := _first_fit(sizes, width)) <= len(rows))
+
+
+def _first_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
     rows: list[list[int]] = []
     left: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

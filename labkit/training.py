@@ -136,8 +136,7 @@ def train(
     """Train `model` in place, where it is, by `method`, and evaluate it on the task's test part.
 
     Args:
-        steps: optimizer steps; the training part is gone through as often as that takes.
-        batch_size: examples a step.
+        steps, batch_size: optimizer steps, the training part gone through as often as that takes; examples a step.
         seed: of the order of examples, and of torch's generator.
         model_name, start: for the record.
         resume: a file for the run's state; a run with the same configuration goes on from it.
@@ -152,17 +151,19 @@ def train(
     config = {**_config(method, seed, steps, batch_size, task), "model": model_name, "start": start}
     torch.manual_seed(seed)
     run = Run(method.name, model_name or type(model).__name__, task.name, start, config)
+    saved = _Saved(Path(resume) if resume else None, config)
     with closing(method):
-        method.prepare(model.train(), task, steps)
-        run.trainable_params = parameters(model, trainable=True)
-        saved = _Saved(Path(resume) if resume else None, config)
-        _steps(model, task, method, run, saved, progress, evaluate_every)
+        _whole(model, task, method, run, saved, progress, evaluate_every)
         if run.stopped and on_nan == "raise":
             raise LabError(run.stopped, "Lower the learning rate, or compute in a wider dtype.")
-        if not run.evaluations or run.evaluations[-1]["step"] != len(run.losses):
-            _evaluate(model, task, method, run)
-        model.eval()
-        return _signed(run)
+        return _ended(model, task, method, run)
+
+
+def _whole(model, task: Task, method: Method, run: Run, saved: _Saved, progress: bool, evaluate_every: int) -> None:
+    """Prepare, and make all steps."""
+    method.prepare(model.train(), task, run.config["steps"])
+    run.trainable_params = parameters(model, trainable=True)
+    _steps(model, task, method, run, saved, progress, evaluate_every)
 
 
 def _evaluate(model, task: Task, method: Method, run: Run) -> None:
@@ -171,8 +172,11 @@ def _evaluate(model, task: Task, method: Method, run: Run) -> None:
         run.evaluations.append({"step": len(run.losses), **evaluate(model, task)})
 
 
-def _signed(run: Run) -> Run:
-    """The run with where it was made."""
+def _ended(model, task: Task, method: Method, run: Run) -> Run:
+    """The run with its last evaluation, if that was not made on the way, and where it was made."""
+    if not run.evaluations or run.evaluations[-1]["step"] != len(run.losses):
+        _evaluate(model, task, method, run)
+    model.eval()
     machine = Machine.here()
     run.machine, run.versions = str(machine), dict(machine.versions)
     return run

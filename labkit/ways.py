@@ -74,12 +74,17 @@ class Way:
         if tokenizer:
             imports += ["", "# Only its configuration is known here: random weights, and another model's tokenizer."]
         body = [
-            f"model = models.{make}({quoted}, device=Scale.here().device)",
+            f"model = models.{make}({quoted}, {self._dtype}device=Scale.here().device)",
             f"task = Sentiment.load(model={json.dumps(tokenizer) if tokenizer else quoted})",
             f"task.seq_len = {seq_len}",
             train,
         ]
         return "\n".join([*imports, *([] if tokenizer else [""]), *body])
+
+    @property
+    def _dtype(self) -> str:
+        """Weights that stay frozen are loaded in the dtype that they will have; in fp32 they might not fit."""
+        return f'dtype="{self.changes["weights"]}", ' if self.changes.get("train") == "lora" else ""
 
     def _torchrun(self, model: str, batch: int, seq_len: int, checkpointed: bool, random: bool) -> str:
         """A command line; `random` where the job will draw weights."""

@@ -55,7 +55,7 @@ def test_only_the_answer_and_its_end_are_learned(tokenizer):
         learned = made.labels[row] != IGNORED
         ids = made.input_ids[row]
         assert tokenizer.decode(ids[learned]) == f" {pair.answer}{tokenizer.eos_token}"
-        before = tokenizer.decode(ids[(~learned) & made.real[row].bool()])
+        before = tokenizer.decode(ids[(~learned) & made.attention_mask[row].bool()])
         assert pair.asked in before and before.endswith("Answer:") and pair.answer not in before
     assert made.tokens == int((made.input_ids != tokenizer.pad_token_id).sum()) + len(PAIRS)  # the end is the padding
 
@@ -134,7 +134,7 @@ def test_without_the_blocks_the_check_above_would_fail(tokenizer, mistake):
     if mistake == "positions run on":
         places, mask = torch.arange(places.shape[1]).expand_as(places), None
     elif mistake == "a mask of padding":
-        mask = batch.real
+        mask = batch.attention_mask
     else:
         mask = torch.maximum(mask, mask.transpose(2, 3))
     given = {"position_ids": places, "attention_mask": mask}
@@ -161,6 +161,7 @@ def test_packing_fills_rows_and_loses_nothing():
         assert all(sum(sizes[i] for i in row) <= 64 for row in rows)
         assert len(rows) <= math.ceil(11 / 9 * math.ceil(sum(sizes) / 64)) + 1
         assert rows == pack(sizes, 64)
+    assert [sum(row) for row in ([(6, 5, 4, 3)[i] for i in row] for row in pack([6, 5, 4, 3], 17))] == [9, 9]
 
 
 def test_scores_are_means_over_conversations(tokenizer):
@@ -213,6 +214,30 @@ def test_the_courses_pairs_fit_and_packing_saves_most_of_the_padding(tokenizer):
     apart, packed = own._rows(own.train[:64], False), own._rows(own.train[:64], True)
     assert packed.tokens == apart.tokens and packed.padding < 0.1 < apart.padding
     assert not {p.asked for p in own.train} & {p.asked for p in own.test}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_micro_batches_and_ranks_share_it_as_any_other_batch(tokenizer, packing):
+    from labkit.memory.accumulation import Accumulated, counted, micro_batches
+    from labkit.parallel.data import shard_batch
+
+    own = task(tokenizer, packing=packing)
+    batch = own.batch(PAIRS)
+    parts = list(micro_batches(batch, 1))
+    assert {type(part) for part in parts} == {type(batch)} and sum(counted(p.labels) for p in parts) == counted(
+        batch.labels
+    )
+    network = model("llama").eval()
+    whole = own.loss(network, batch)
+    shares = [shard_batch(batch, rank, 2) for rank in (0, 1)]
+    mean = sum(own.loss(network, s.batch).item() * s.weight for s in shares) / 2
+    assert mean == pytest.approx(whole.item(), rel=1e-5)
+    options = {"steps": 3, "batch_size": 5, "progress": False}
+    losses = [
+        train(model("llama"), own, method, **options).losses
+        for method in (FullFineTuning(), Accumulated(micro_batch_size=1))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_damaged_file_is_told(tmp_path):

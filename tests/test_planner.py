@@ -128,6 +128,7 @@ def test_the_lines_run(way, segments, monkeypatch):
     scope: dict = {}
     exec(lines, scope)
     assert len(scope["run"].losses) == 2
+    assert ('dtype="bfloat16", device' in lines) == (way.changes.get("train") == "lora")
 
 
 def on_two(*names) -> list:

@@ -16,6 +16,7 @@ and no direction: it counts in ΔM, and ΔD is a mean over the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ from labkit.errors import LabError
 from labkit.methods import FirstOrder
 from labkit.tasks import Task
 
+MOST_SURE = 1.96
+"""Standard errors on each side of an estimate that hold 95 % of a normal distribution."""
 MOMENTS = 4
 """Evenly spaced moments of a training at which the paper looks, the end among them."""
 
@@ -88,6 +91,30 @@ def correlation(changes: Iterable[Change]) -> float:
         cause = f"{len(points)} changes have no correlation, or one of magnitude and direction never differs."
         raise LabError(cause, "Give at least three layers or moments of a training in which both change.")
     return float(torch.corrcoef(points.t())[0, 1])
+
+
+def interval(changes: Sequence[Change]) -> tuple[float, float]:
+    """The 95 % interval of the correlation: r is tanh z, and z has a standard error of 1 / √(n - 3) (Fisher 1921).
+
+    It holds for points that were drawn one by one from a normal distribution. Matrices of one training are not, so
+    that the truth is less sure than this says.
+
+    Raises:
+        LabError: for fewer than four changes, or where there is no correlation.
+    """
+    if len(changes) < 4:
+        cause = f"A correlation of {len(changes)} points may have any value."
+        raise LabError(cause, "Give at least four layers or moments of a training.")
+    # Points on one line have r = 1, or a little more by rounding, and z would be infinite.
+    z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, correlation(changes))))
+    error = MOST_SURE / math.sqrt(len(changes) - 3)
+    return math.tanh(z - error), math.tanh(z + error)
+
+
+def without_farthest(changes: Sequence[Change]) -> list[Change]:
+    """All but the one with the largest ΔD: does a line still have its slope without it?"""
+    farthest = max(changes, key=lambda change: change.direction)
+    return [change for change in changes if change is not farthest]
 
 
 def at_end(changes: Sequence[Change]) -> list[Change]:

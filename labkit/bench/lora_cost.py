@@ -32,10 +32,11 @@ UNITS = {
     "loss_difference": "nats",
     "dropout": "probability",
 }
-FIRST, TIMED = 20, 30
+FIRST, TIMED = 20, 20
 MODELS = {"tiny": ("tiny",), "small": ("smollm2-135m", "opt-1.3b")}
 SIZES = {"tiny": (4, 64), "smollm2-135m": (16, 64), "opt-1.3b": (8, 512)}
 WAYS = ("lora", "dora")
+CHOICES = (("q,v", 0.0), ("all-linear", 0.0), ("all-linear", 0.1))  # targets and dropout
 _HU = "Hu et al. 2021, arXiv:2106.09685, section 4.2"
 PUBLISHED = [
     {"model": "GPT-3 175B", "method": "lora", "result": result, "source": _HU}
@@ -66,7 +67,7 @@ def _settings(scale: Scale, names: Sequence[str]) -> Iterator[Setting]:
     """Full fine-tuning, and our half of each pair."""
     for model in names:
         yield _setting(scale, model, "full")
-        for method, targets, dropout in product(WAYS, ("q,v", "all-linear"), (0.0, 0.1)):
+        for method, (targets, dropout) in product(WAYS, CHOICES):
             yield _setting(scale, model, method, targets=targets, dropout=dropout)
         if scale.dtype != "float32":
             for method in WAYS:
@@ -95,7 +96,7 @@ def _counted(setting: Setting, device: str) -> dict:
 def _measured(setting: Setting, device: str, done: Sequence[dict]) -> Iterator[dict]:
     """A row of ours and one of peft's; one alone for full fine-tuning."""
     pair = [setting] if setting.method == "full" else [setting, replace(setting, method=setting.peer)]
-    rounds = [[_one(each, device) for each in pair] for _ in range(2)]
+    rounds = [[_one(each, device, first) for each in pair] for first in (FIRST, 1)]
     losses = [found["losses"] for found in rounds[0]]
     apart = None if len(pair) == 1 else max(abs(a - b) for a, b in zip(*losses, strict=True))
     for each, found in zip(pair, zip(*rounds, strict=True), strict=True):
@@ -110,8 +111,8 @@ def _measured(setting: Setting, device: str, done: Sequence[dict]) -> Iterator[d
         }
 
 
-def _one(setting: Setting, device: str) -> dict:
-    """One library's first losses, its peak, what autograd keeps, and its median time."""
+def _one(setting: Setting, device: str, first: int = FIRST) -> dict:
+    """One library's `first` losses, its peak, what autograd keeps, and its median time."""
     import torch
 
     from labkit.bench.lora_steps import Steps
@@ -120,7 +121,7 @@ def _one(setting: Setting, device: str) -> dict:
 
     clear(device)
     steps = Steps(setting, device)
-    found: dict[str, Any] = {"losses": steps.losses(FIRST), "peak_allocated_mib": None}
+    found: dict[str, Any] = {"losses": steps.losses(first), "peak_allocated_mib": None}
     with saved_for_backward(steps.model) as saved:
         steps.forward()
     found["measured_mib"] = saved["activations"] / MIB

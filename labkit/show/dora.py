@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit.adapters.decompose import Change, at_end, between, correlation, slope
+from labkit.adapters.decompose import Change, at_end, between, correlation, interval, slope
 from labkit.errors import LabError
 from labkit.show.display import figure_html
 from labkit.show.explorer import Explorer
@@ -51,21 +51,35 @@ def arrows_figure(weight: Tensor, states: Mapping[str, Tensor]) -> Figure:
     _some(states)
     fig, axes = plt.subplots(1, len(states), figsize=(3.6 * len(states), 4.3), sharex=True, sharey=True, squeeze=False)
     reach = 1.15 * max(float(m.norm(dim=1).max()) for m in (weight, *states.values()))
+    dotted: dict[str, Any] = {"color": PALETTE["grey"], "ls": ":", "lw": 0.8}
     for ax, (name, after) in zip(axes[0], states.items(), strict=True):
         for row, (old, new) in enumerate(zip(weight.tolist(), after.tolist(), strict=True)):
-            ax.add_patch(plt.Circle((0, 0), math.hypot(*old), fill=False, color=PALETTE["grey"], ls=":", lw=0.8))
+            ax.add_patch(plt.Circle((0, 0), math.hypot(*old), fill=False, **dotted))
             for (x, y), colour, width in ((old, "grey", 3.0), (new, "blue", 1.6)):
                 arrow = {"arrowstyle": "-|>", "color": PALETTE[colour], "lw": width, "shrinkA": 0, "shrinkB": 0}
                 ax.annotate("", (x, y), (0, 0), arrowprops=arrow)
-            ax.text(1.06 * new[0], 1.06 * new[1], f"{row + 1}", ha="center", va="center")
+            _numbered(ax, row + 1, old, new)
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="weight of input 1")
-        ax.set_title(f"{name}: {_mean_change(between(weight, after))}", fontsize="small")
+        ax.set_title(_arrows_finding(name, between(weight, after)), fontsize="medium")
     axes[0, 0].set_ylabel("weight of input 2")
+    lines = [plt.Line2D([], [], color=PALETTE[c], lw=w) for c, w in (("grey", 3.0), ("blue", 1.6))]
+    names = ["row before", "row after, with its number", "places of the same length as before"]
+    fig.legend([*lines, plt.Line2D([], [], **dotted)], names, loc="outside lower center", ncols=3, fontsize="small")
     return fig
 
 
-def _mean_change(change: Change) -> str:
-    return f"ΔM {change.magnitude:.2f}, ΔD {change.direction:.2f}"
+def _numbered(ax: Axes, number: int, old: Sequence[float], new: Sequence[float]) -> None:
+    """A row's number at the tip of its arrow, on the side away from where it began: no arrow lies there."""
+    length = math.hypot(*new) or 1.0
+    along = new[0] / length, new[1] / length
+    side = math.copysign(0.2, old[0] * new[1] - old[1] * new[0])
+    place = new[0] + 0.1 * along[0] - side * along[1], new[1] + 0.1 * along[1] + side * along[0]
+    ax.text(*place, f"{number}", ha="center", va="center", color=PALETTE["blue"], fontweight="bold")
+
+
+def _arrows_finding(name: str, change: Change) -> str:
+    kept = change.magnitude < 0.005
+    return f"{name}:\nrows turn, " + ("no length changes" if kept else f"lengths change by {change.magnitude:.2f}")
 
 
 def arrows_words(weight: Tensor, states: Mapping[str, Tensor]) -> str:
@@ -87,14 +101,15 @@ def degrees(turn: float) -> float:
 
 
 def changes_figure(seen: Mapping[str, Sequence[Change]]) -> Figure:
-    """ΔM against ΔD, a panel for each method: a mark for each matrix and moment, larger for later ones.
+    """ΔM against ΔD, a panel for each method on the same axes: a mark a matrix and moment, larger for later ones.
 
     Circles are query matrices, crosses all others (values, in the lesson); the line fits the last moment's.
     """
     import matplotlib.pyplot as plt
 
     _some(seen)
-    fig, axes = plt.subplots(1, len(seen), figsize=(3.1 * len(seen), 3.5), squeeze=False)
+    size = (2.9 * len(seen), 3.9)
+    fig, axes = plt.subplots(1, len(seen), figsize=size, squeeze=False, sharex=True, sharey=True)
     for ax, (name, changes) in zip(axes[0], seen.items(), strict=True):
         moments = sorted({change.step for change in changes})
         colour = PALETTE[LOOK.get(name, ("grey", "o"))[0]]
@@ -109,12 +124,39 @@ def changes_figure(seen: Mapping[str, Sequence[Change]]) -> Figure:
             mark = round_mark if _query(change) else {"marker": "x", "c": colour}
             ax.scatter(change.direction, change.magnitude, linewidths=1.2, **look, **mark)
         _line(ax, at_end(changes))
-        ax.set_title(f"{name}: r = {correlation(at_end(changes)):+.2f}", fontsize="small")
-        ax.set(xlabel="ΔD (1 - cos)", xlim=(0, None), ylim=(0, None))
+        ax.set_title(f"{name}: r = {correlation(at_end(changes)):+.2f}\n95 %: {interval_words(at_end(changes))}")
+        ax.set_xlabel("ΔD (1 - cos)")
         ax.ticklabel_format(style="sci", scilimits=(-2, 2))
-    axes[0, 0].set_ylabel("ΔM (length of a row)")
-    fig.suptitle(changes_finding(seen), x=0.01, ha="left", fontweight="bold", fontsize="medium")
+    every = [change for changes in seen.values() for change in changes]
+    # Room for the largest mark, which would be cut by the frame.
+    tops = (1.08 * max(c.direction for c in every), 1.08 * max(c.magnitude for c in every))
+    axes[0, 0].set(ylabel="ΔM (units of weight)", xlim=(0, tops[0]), ylim=(0, tops[1]))
+    fig.legend(*_marks(), loc="outside lower center", ncols=4, fontsize="small")
+    fig.suptitle(changes_finding(seen).replace("; ", ";\n"), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
+
+
+def _marks() -> tuple[list[Any], list[str]]:
+    """Handles and labels of the legend of `changes_figure`."""
+    import matplotlib.pyplot as plt
+
+    grey, red = PALETTE["grey"], PALETTE["red"]
+    marks: list[Any] = [plt.Line2D([], [], ls="none", marker=m, mfc="none", color=grey, ms=7) for m in ("o", "x")]
+    marks.append(plt.Line2D([], [], ls="none", marker="o", mfc="none", color=grey, ms=4, alpha=0.35))
+    marks.append(plt.Line2D([], [], ls="--", color=red))
+    return marks, ["queries, at the end", "values, at the end", "small and pale: earlier", "line of the end's marks"]
+
+
+def interval_words(changes: Sequence[Change]) -> str:
+    """The 95 % interval of the correlation, as "-0.79 to +0.02"."""
+    low, high = interval(changes)
+    return f"{low:+.2f} to {high:+.2f}"
+
+
+def sure(seen: Mapping[str, Sequence[Change]]) -> list[str]:
+    """The methods whose r at the end has a 95 % interval without 0."""
+    bounds = {name: interval(at_end(changes)) for name, changes in seen.items()}
+    return [name for name, (low, high) in bounds.items() if low > 0 or high < 0]
 
 
 def _query(change: Change) -> bool:
@@ -129,10 +171,17 @@ def _line(ax: Axes, changes: Sequence[Change]) -> None:
 
 
 def changes_finding(seen: Mapping[str, Sequence[Change]]) -> str:
-    """Between which correlations at the end the methods lie."""
-    found = {name: correlation(at_end(changes)) for name, changes in seen.items()}
-    most, least = max(found, key=lambda name: found[name]), min(found, key=lambda name: found[name])
-    return f"At the end ΔM and ΔD correlate most in {most} ({found[most]:+.2f}), least in {least} ({found[least]:+.2f})"
+    """In which methods the correlation at the end can be told from 0, and where lengths change most and least."""
+    told, size = sure(seen), {name: _mean_length(changes) for name, changes in seen.items()}
+    most, least = max(size, key=lambda name: size[name]), min(size, key=lambda name: size[name])
+    sizes = f"lengths change {size[most] / size[least]:.1f} times as much in {most} as in {least}"
+    who = f"r differs from 0 only in {' and '.join(told)}" if told else "no r can be told from 0"
+    return f"At the end {who}; {sizes}"
+
+
+def _mean_length(changes: Sequence[Change]) -> float:
+    end = at_end(changes)
+    return sum(change.magnitude for change in end) / len(end)
 
 
 def changes_words(seen: Mapping[str, Sequence[Change]]) -> str:
@@ -142,7 +191,8 @@ def changes_words(seen: Mapping[str, Sequence[Change]]) -> str:
         xs, ys = [c.direction for c in changes], [c.magnitude for c in changes]
         end, pooled = correlation(at_end(changes)), correlation(changes)
         said.append(
-            f"{name}: r = {end:+.2f} at the end and {pooled:+.2f} over all moments, "
+            f"{name}: r = {end:+.2f} (95 %: {interval_words(at_end(changes))}) at the end "
+            f"and {pooled:+.2f} over all moments, "
             f"ΔD {min(xs):.2g} to {max(xs):.2g}, ΔM {min(ys):.2g} to {max(ys):.2g}"
         )
     return f"ΔM against ΔD by matrix and moment. {changes_finding(seen)}. {'; '.join(said)}."
@@ -184,11 +234,10 @@ def rows_figure(change: Change, method: str = "") -> Figure:
     ax.axhline(0, color=PALETTE["grey"], linewidth=1)
     ax.plot([degrees(d) for d in change.turns.tolist()], change.lengths.tolist(), mark, color=PALETTE[colour], ms=4,
             ls="none", alpha=0.6)  # fmt: skip
-    ax.set(xlabel="row turned by (degrees)", ylabel="change of its length", xlim=(0, None))
+    ax.set(xlabel="row turned by (degrees)", ylabel="change of its length\n(units of weight)", xlim=(0, None))
     grown = float((change.lengths > 0).double().mean())
-    ax.set_title(
-        f"{method}, step {change.step}: {grown:.0%} of the rows grew; {_mean_change_exact(change)}", fontsize="small"
-    )
+    where = change.layer.removeprefix("model.").replace("self_attn.", "")
+    ax.set_title(f"{method}, {where}, step {change.step}: {grown:.0%} of the rows grew")
     return fig
 
 

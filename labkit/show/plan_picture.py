@@ -93,7 +93,7 @@ def _bars(ax: Axes, plan: Plan, size: int, end: float) -> None:
                 ax.text(middle, row, text, ha="center", va="center", color=colour, fontsize="x-small")
             left[row] += widths[row]
     for row, option in enumerate(plan.options):
-        words = number(left[row]) + (", host too small" if _host_fails(plan, option) else "")
+        words = number(option.peak.total / size) + (", host too small" if _host_fails(plan, option) else "")
         place: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": "x-small"}
         ax.text(left[row] + 0.008 * end / size, row, words, bbox=BEHIND, **place)
 

@@ -17,7 +17,9 @@ from labkit.adapters.decompose import (
     correlation,
     decomposed,
     effective_weights,
+    interval,
     slope,
+    without_farthest,
 )
 from labkit.adapters.dora import Dora, DoraLinear
 from labkit.adapters.lora import LoraSpec
@@ -54,6 +56,28 @@ def test_a_row_of_zeros_counts_by_its_length_alone():
     before, after = torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.0], [0.0, 1.0]])
     found = between(before, after)
     assert found.magnitude == 1.0 and found.direction == 1.0 and found.turns[0].isnan()
+
+
+def points_of(pairs: list[tuple[float, float]]) -> list[Change]:
+    return [Change(f"{k}", 1, torch.tensor([float(m)]), torch.tensor([float(d)])) for k, (m, d) in enumerate(pairs)]
+
+
+def test_the_interval_is_fishers():
+    some = points_of([(1, 1), (1, 0), (0, 1), (0, 0)] * 7)
+    assert interval(some) == pytest.approx((-math.tanh(1.96 / 5), math.tanh(1.96 / 5)), abs=1e-6)
+    half = points_of(
+        [(1, 1), (1, 1), (1, 1), (1, 0), (0, 0), (0, 0), (0, 0), (0, 1)] * 3 + [(1, 1), (0, 0), (1, 0), (0, 1)]
+    )
+    # 20 of 28 agree, so that r = 12 / 28 and z = 0.4581.
+    assert interval(half) == pytest.approx((math.tanh(0.458145 - 0.392), math.tanh(0.458145 + 0.392)), abs=1e-5)
+    assert interval(points_of([(1, 1), (2, 2), (3, 3), (4, 4)]))[1] == pytest.approx(1)
+    with pytest.raises(LabError, match="3 points may have any value"):
+        interval(half[:3])
+
+
+def test_without_the_farthest_the_others_stay():
+    some = points_of([(1, 0.1), (2, 0.4), (3, 0.2)])
+    assert [change.layer for change in without_farthest(some)] == ["0", "2"]
 
 
 def test_correlation_and_slope_are_those_of_a_line():

@@ -41,6 +41,13 @@ total = total + scaling**2 * torch.einsum("or,rs,os->o", b, gram, b)
 return total.relu() ** 0.5
 """,
     ),
+    "norm-loop": (
+        NORM,
+        """
+a, b = a.detach(), b.detach()
+return torch.stack([(row + scaling * mine @ a).norm() for row, mine in zip(weight, b)])
+""",
+    ),
     "forward-thin-norm": (
         FORWARD,
         """
@@ -91,7 +98,7 @@ MUTANTS = {
         CHANGE, BOTH, "Lengths of columns.", "old.norm(dim=1), new.norm(dim=1)", "old.norm(dim=0), new.norm(dim=0)",
         "old[some] * new[some]).sum(1)", "old[:, some] * new[:, some]).sum(0)"),
     "change-fp32": _wrong(
-        CHANGE, HIDDEN, "1 - cos as a difference in fp32.",
+        CHANGE, BOTH, "1 - cos as a difference in fp32.",
         "before.double(), after.double()", "before.float(), after.float()"),
     "change-with-sign": _wrong(
         CHANGE, BOTH, "Growth and shrinking cancel.", "(now - was).abs()", "(now - was)"),
@@ -102,12 +109,12 @@ MUTANTS = {
     "change-whole-matrix": _wrong(
         CHANGE, BOTH, "One length for the whole matrix.", "(now - was).abs()", "(new.norm() - old.norm()).abs()"),
     "change-nan": _wrong(
-        CHANGE, HIDDEN, "0 / 0 of a row of zeros.", "(was > 0) & (now > 0)", "was >= 0"),
+        CHANGE, BOTH, "0 / 0 of a row of zeros.", "(was > 0) & (now > 0)", "was >= 0"),
     "change-zeros-count": _wrong(
-        CHANGE, HIDDEN, "A row without direction counts as one that stayed.",
+        CHANGE, BOTH, "A row without direction counts as one that stayed.",
         "(1 - cos).mean()", "((1 - cos).sum() / len(old))"),
     "change-zeros-skipped": _wrong(
-        CHANGE, HIDDEN, "A row that was pruned is left out of ΔM too.", "(now - was).abs()", "(now - was)[some].abs()"),
+        CHANGE, BOTH, "A row that was pruned is left out of ΔM too.", "(now - was).abs()", "(now - was)[some].abs()"),
     "change-root": _wrong(
         CHANGE, BOTH, "Squares of the changes.", "(now - was).abs()", "(now - was).square()"),
     "change-as-tensors": _wrong(
@@ -133,7 +140,7 @@ MUTANTS = {
     "norm-no-gram": _wrong(
         NORM, BOTH, "‖b‖² as if A's rows were orthonormal.", "(b @ (a @ a.t()))", "b"),
     "norm-no-clamp": _wrong(
-        NORM, HIDDEN, "The root of what rounding has made negative.", ".clamp(min=0)", ""),
+        NORM, BOTH, "The root of what rounding has made negative.", ".clamp(min=0)", ""),
     "norm-squared": _wrong(
         NORM, BOTH, "Forgets the root.", ".sqrt()", ""),
     "norm-as-a-column": _wrong(
@@ -141,7 +148,16 @@ MUTANTS = {
     "norm-as-a-list": _wrong(
         NORM, BOTH, "A list in the place of a tensor.", ".sqrt()", ".sqrt().tolist()"),
     "norm-with-a-graph": _wrong(
-        NORM, HIDDEN, "Differentiates the norm.", "with torch.no_grad()", "with torch.enable_grad()"),
+        NORM, BOTH, "Differentiates the norm.", "with torch.no_grad()", "with torch.enable_grad()"),
+    "norm-scaling-wired": _wrong(
+        NORM, HIDDEN, "The lesson's s.", "cross = 2 *", "scaling = 2.0; cross = 2 *"),
+    "norm-by-all-pairs": _wrong(
+        NORM, BOTH, "Right, and makes [out, out] to keep its diagonal.",
+        code="""
+a, b = a.detach(), b.detach()
+pairs = 2 * scaling * (weight @ a.t()) @ b.t() + scaling**2 * (b @ (a @ a.t())) @ b.t()
+return (squares + pairs.diagonal()).clamp(min=0).sqrt()
+"""),
     "forward-columns": _wrong(
         FORWARD, BOTH, "A norm for each input.", "norm = (weight + scaling * (b @ a)).norm(dim=1)",
         "norm = (weight + scaling * (b @ a)).norm(dim=0)[: len(weight)].mean() * torch.ones(len(weight))"),
@@ -173,20 +189,27 @@ MUTANTS = {
     "forward-no-bias": _wrong(
         FORWARD, BOTH, "Forgets the bias.", "y if bias is None else y + bias", "y"),
     "forward-bias-needed": _wrong(
-        FORWARD, HIDDEN, "Fails where there is no bias.", "y if bias is None else y + bias", "y + bias"),
+        FORWARD, BOTH, "Fails where there is no bias.", "y if bias is None else y + bias", "y + bias"),
     "forward-flat-only": _wrong(
         FORWARD, HIDDEN, "x of two dimensions only.",
         "y = scale * turned", "y = torch.einsum('no,o->no', turned, scale)"),
     "forward-nan": _wrong(
-        FORWARD, HIDDEN, "0 / 0 of a row of zeros.", "torch.where(norm > 0, m / safe, 1.0)", "m / norm"),
+        FORWARD, BOTH, "0 / 0 of a row of zeros.", "torch.where(norm > 0, m / safe, 1.0)", "m / norm"),
     "forward-nan-in-backward": _wrong(
-        FORWARD, HIDDEN, "Replaces after the division: the gradient is still NaN.",
+        FORWARD, BOTH, "Replaces after the division: the gradient is still NaN.",
         "torch.where(norm > 0, m / safe, 1.0)", "torch.where(norm > 0, m / norm, 1.0)"),
     "forward-zero-row-off": _wrong(
-        FORWARD, HIDDEN, "A row of zeros can never learn.", "m / safe, 1.0", "m / safe, 0.0"),
+        FORWARD, BOTH, "A row of zeros can never learn.", "m / safe, 1.0", "m / safe, 0.0"),
     "forward-x-detached": _wrong(
         FORWARD, BOTH, "The layers below get no gradient through the adapter.",
         "F.linear(x, a)", "F.linear(x.detach(), a)"),
+    "forward-epsilon": _wrong(
+        FORWARD, BOTH, "A small number in the divisor: a row of zeros has the scale 0 and never learns.",
+        "torch.where(norm > 0, m / safe, 1.0)", "m / (norm + 1e-8)"),
+    "forward-scaling-wired": _wrong(
+        FORWARD, BOTH, "The lesson's s.", "with torch.no_grad():", "scaling = 2.0\nwith torch.no_grad():"),
+    "forward-length-of-m": _wrong(
+        FORWARD, HIDDEN, "Lengths are never negative, and m may be.", "m / safe", "m.abs() / safe"),
     "merge-without-m": _wrong(
         MERGE, BOTH, "Directions without lengths.", "m / norm", "1 / norm"),
     "merge-lora": _wrong(
@@ -205,9 +228,9 @@ MUTANTS = {
         MERGE, VISIBLE, "Changes the given weight.",
         "whole = weight + scaling * (b @ a)", "whole = weight.add_(scaling * (b @ a))"),
     "merge-nan": _wrong(
-        MERGE, HIDDEN, "0 / 0 of a row of zeros.", "torch.where(norm > 0, m / norm, 1.0)", "m / norm"),
+        MERGE, BOTH, "0 / 0 of a row of zeros.", "torch.where(norm > 0, m / norm, 1.0)", "m / norm"),
     "merge-with-a-graph": _wrong(
-        MERGE, HIDDEN, "A graph hangs on the frozen weight.", "with torch.no_grad()", "with torch.enable_grad()"),
+        MERGE, BOTH, "A graph hangs on the frozen weight.", "with torch.no_grad()", "with torch.enable_grad()"),
     "merge-matrix-only": _wrong(
         MERGE, BOTH, "Forgets the factors.",
         "return factors[:, None] * whole, factors", "return factors[:, None] * whole"),
@@ -219,6 +242,18 @@ return _DoraProduct.apply(x, weight, bias, a, b, m, norm, scaling, 0.0)
 """),
     "merge-returns-norms": _wrong(
         MERGE, BOTH, "The norms in the factors' place.", "whole, factors", "whole, norm"),
+    "merge-abs": _wrong(
+        MERGE, BOTH, "Loses the sign of m.", "m / norm", "m.abs() / norm"),
+    "merge-scaling-wired": _wrong(
+        MERGE, BOTH, "The lesson's s.", "scaling * (b @ a)", "2.0 * (b @ a)"),
+    "merge-by-columns": _wrong(
+        MERGE, BOTH, "Stopped by torch: factors of columns.", "factors[:, None] * whole", "factors * whole"),
+    "unmerge-scaling-wired": _wrong(
+        UNMERGE, BOTH, "The lesson's s.", "scaling * (b @ a)", "2.0 * (b @ a)"),
+    "unmerge-nan-to-num": _wrong(
+        UNMERGE, BOTH, "Infinity has become a very large number.",
+        "torch.where(c != 0, merged / c - scaling * (b @ a), 0.0)",
+        "torch.nan_to_num(merged / c) - scaling * (b @ a)"),
     "unmerge-lora": _wrong(
         UNMERGE, BOTH, "LoRA's way: the lengths stay in.", "merged / c", "merged"),
     "unmerge-wrong-order": _wrong(
@@ -228,15 +263,15 @@ return _DoraProduct.apply(x, weight, bias, a, b, m, norm, scaling, 0.0)
     "unmerge-no-alpha": _wrong(
         UNMERGE, BOTH, "Forgets s.", "scaling * (b @ a)", "b @ a"),
     "unmerge-nan": _wrong(
-        UNMERGE, HIDDEN, "Divides by 0.",
+        UNMERGE, BOTH, "Divides by 0.",
         "torch.where(c != 0, merged / c - scaling * (b @ a), 0.0)", "merged / c - scaling * (b @ a)"),
     "unmerge-leaves-the-update": _wrong(
-        UNMERGE, HIDDEN, "A lost row becomes minus the update.",
+        UNMERGE, BOTH, "A lost row becomes minus the update.",
         "torch.where(c != 0, merged / c - scaling * (b @ a), 0.0)",
         "torch.where(c != 0, merged / c, 0.0) - scaling * (b @ a)"),
     "unmerge-in-place": _wrong(
         UNMERGE, VISIBLE, "Changes the given matrix.", "merged / c -", "merged.div_(c) -"),
     "unmerge-with-a-graph": _wrong(
-        UNMERGE, HIDDEN, "A graph hangs on the frozen weight.", "with torch.no_grad()", "with torch.enable_grad()"),
+        UNMERGE, BOTH, "A graph hangs on the frozen weight.", "with torch.no_grad()", "with torch.enable_grad()"),
 }
 # fmt: on

@@ -9,7 +9,7 @@ import pytest
 import torch
 from inside import assert_titles_and_names_inside
 
-from labkit.adapters.decompose import Change, changes, correlation
+from labkit.adapters.decompose import Change, changes, correlation, interval
 from labkit.bench.dora import METHODS, PUBLISHED
 from labkit.errors import LabError
 from labkit.show import dora as figures
@@ -42,13 +42,30 @@ def test_a_panel_of_changes_has_a_mark_a_matrix_and_moment_and_the_line_that_fit
         steep, level = statistics.linear_regression([c.direction for c in last], [c.magnitude for c in last])
         assert [c.get_alpha() for c in ax.collections] == [1.0 if c.step == 8 else 0.35 for c in made]
         assert list(ys) == pytest.approx([level + steep * x for x in xs], rel=1e-6)
-        assert ax.get_title(loc="left") == f"{name}: r = {correlation(last):+.2f}"
+        low, high = interval(last)
+        assert ax.get_title(loc="left") == f"{name}: r = {correlation(last):+.2f}\n95 %: {low:+.2f} to {high:+.2f}"
+        assert ax.get_ylim()[1] > max(c.magnitude for made in seen.values() for c in made)
+    assert len({(ax.get_xlim(), ax.get_ylim()) for ax in fig.axes}) == 1
+    (legend,) = fig.legends
+    assert [t.get_text() for t in legend.texts][:2] == ["queries, at the end", "values, at the end"]
     values = {name: correlation(made[-6:]) for name, made in seen.items()}
-    assert figures.changes_finding(seen).startswith(
-        f"At the end ΔM and ΔD correlate most in {max(values, key=values.get)}"
-    )
     both = [*values.values(), *map(correlation, seen.values())]
     assert all(f"{v:+.2f}" in figures.changes_words(seen) for v in both)
+
+
+def line_of(slope: float, length: float, noise: tuple[float, ...] = (0.0,) * 6) -> list[Change]:
+    """Six matrices at the end, whose mean change of length is about `length`."""
+    size = [length + slope * (k - 2.5) + more for k, more in enumerate(noise)]
+    return [Change(f"{k}", 3, torch.tensor([m]), torch.tensor([0.1 * (k + 1)])) for k, m in enumerate(size)]
+
+
+def test_the_finding_names_only_correlations_that_can_be_told_from_0():
+    scattered = line_of(0.0, 0.5, (0.0, 0.1, 0.0, 0.1, 0.0, 0.1))
+    seen = {"lora": line_of(0.01, 0.1), "full": scattered, "dora": line_of(-0.01, 0.2)}
+    assert figures.sure(seen) == ["lora", "dora"]
+    told = "At the end r differs from 0 only in lora and dora; lengths change 5.5 times as much in full as in lora"
+    assert figures.changes_finding(seen) == told
+    assert figures.changes_finding({"full": scattered}).startswith("At the end no r can be told from 0; ")
 
 
 def test_arrows_end_where_the_rows_do_and_words_say_how_far_they_turned():
@@ -57,7 +74,8 @@ def test_arrows_end_where_the_rows_do_and_words_say_how_far_they_turned():
     fig = figures.arrows_figure(before, {"LoRA": after})
     ends = [t.xy for t in fig.axes[0].texts if t.get_text() == ""]
     assert ends == [(1, 0), (0, 1), (0, 2), (0, 3)]
-    assert fig.axes[0].get_title(loc="left") == "LoRA: ΔM 0.50, ΔD 0.50"
+    assert fig.axes[0].get_title(loc="left") == "LoRA:\nrows turn, lengths change by 0.50"
+    assert len(fig.legends[0].texts) == 3
     assert "row 1 +0.00 and 90°, row 2 +1.00 and 0°" in figures.arrows_words(before, {"LoRA": after})
     assert_titles_and_names_inside(fig)
 
@@ -73,6 +91,7 @@ def test_the_widget_shows_the_rows_of_what_is_chosen():
     assert widget.words == figures.rows_words(change, "dora") and "1.self_attn.v_proj after step 4" in widget.words
     assert widget._repr_mimebundle_()["text/plain"] == f"[figure] {widget.words}"
     fig = figures.rows_figure(change, "dora")
+    assert fig.axes[0].get_title(loc="left").startswith("dora, layers.1.v_proj, step 4: ")
     xs, ys = fig.axes[0].lines[1].get_data()
     assert list(ys) == change.lengths.tolist()
     assert [math.cos(math.radians(x)) for x in xs] == pytest.approx([1 - d for d in change.turns.tolist()], rel=1e-9)
@@ -93,9 +112,15 @@ def test_recorded_bars_have_the_tables_heights_and_the_finding_weighs_the_spread
     heights = [bar.get_height() for c in fig.axes[0].containers if hasattr(c, "patches") for bar in c.patches]
     assert heights == pytest.approx([80, 81, 82, 83, 84])
     assert "not\nmeasured" in {t.get_text() for t in fig.axes[3].texts}
-    assert record.record_finding(rows()) == "DoRA against LoRA: +2.0 points, beyond the seeds' spread of 0.4"
-    wide = [row | {"accuracy_std": 0.03} for row in rows()]
-    assert "within the seeds' spread of 3.0" in record.record_words(wide)
+    # √(0.81 · 0.19 / 1500 + 0.004² / 3) and √(0.83 · 0.17 / 1500 + 0.004² / 3) together
+    gain, error = record.gain_of(rows(), "dora")
+    assert gain == pytest.approx(2.0) and error == pytest.approx(1.4399, abs=0.0002)
+    told = "DoRA against LoRA: +2.0 points, standard error 1.4: not more than luck would give"
+    assert record.record_finding(rows()) == told
+    better = [row | {"accuracy": 0.9 if row["method"] == "dora" else 0.8} for row in rows()]
+    assert "+10.0 points, standard error 1.3: more than luck" in record.record_words(better)
+    unsteady = [row | {"accuracy_std": 0.15} for row in better]
+    assert "not more than luck" in record.record_words(unsteady)
 
 
 def test_published_marks_are_the_papers_averages():
@@ -103,6 +128,8 @@ def test_published_marks_are_the_papers_averages():
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["llama-7b", "llama-13b", "llama2-7b", "llama3-8b"]
     drawn = {line.get_label(): list(line.get_ydata()) for line in fig.axes[0].lines}
     assert drawn["LoRA"] == [74.7, 80.5, 77.6, 80.8] and drawn["DoRA, half rank"] == [77.5, 80.8, 80.5, 85.0]
+    places = [tuple(line.get_xdata()) for line in fig.axes[0].lines]
+    assert len({x for across in places for x in across}) == 12  # no mark on another
     assert fig.axes[0].get_title(loc="left").endswith("0.3 to 4.2 points above LoRA")
     assert "llama3-8b LoRA 80.8, DoRA, half rank 85.0, DoRA 85.2" in record.published_words(PUBLISHED)
     assert_titles_and_names_inside(fig)

@@ -17,10 +17,12 @@ from labkit.show.anatomy_style import GIB, amount, number
 from labkit.show.plan_picture import PALE, plan_figure, plan_html, plan_rows, plan_table, plan_words, show_plan
 from labkit.show.plan_widget import PlanExplorer
 
+TOO_SMALL = {"batch": 1, "host": "64GB", "only": "offloaded"}
+
 
 @pytest.fixture(scope="module")
 def some():
-    """Four of twelve ways fit."""
+    """Nine of eighteen ways fit."""
     return plan("opt-1.3b", "12GB", batch=4, seq_len=512)
 
 
@@ -36,7 +38,9 @@ def bars(axis):
 def test_a_bar_ends_at_its_way_s_peak_and_is_pale_where_it_does_not_fit(some):
     assert 0 < sum(option.fits for option in some.options) < len(some.options)
     axis = plan_figure(some).axes[0]
+    said = [text.get_text().partition(",")[0] for text in axis.texts]
     for option, row in zip(some.options, bars(axis), strict=True):
+        assert number(option.peak.total / GIB) in said
         assert row[-1][1] == pytest.approx(option.peak.total / GIB, rel=0.01)
         assert all(start == pytest.approx(end) for (_, end, _), (start, _, _) in itertools.pairwise(row))
         assert {alpha for *_, alpha in row} == {1.0 if option.fits else PALE}
@@ -55,10 +59,10 @@ def test_the_legend_names_the_drawn_categories_in_full_colours(some):
 @pytest.mark.parametrize(
     ("model", "gpu", "more", "finding"),
     [
-        ("opt-1.3b", "12GB", {"batch": 4, "seq_len": 512}, r"3 of 12 ways to train opt-1.3b fit 12GB\nThe first, full"),
-        ("opt-175b", "8GB", {}, r"No way to train opt-175b fits 8GB\nThe smallest peak, offloaded\+checkpointing, is"),
-        ("smollm2-135m", "h100", {}, r"12 of 12 ways to train smollm2-135m fit h100\nThe peaks go from .* usable"),
-        ("llama-7b", "rtx-4090", {"batch": 1, "host": "64GB"}, r"\noffloaded\+checkpointing would, but needs .* host$"),
+        ("opt-1.3b", "12GB", {"batch": 4, "seq_len": 512}, r"9 of 18 ways to train opt-1.3b fit 12GB\nThe first, full"),
+        ("opt-175b", "8GB", {}, r"No way to train opt-175b fits 8GB\nThe smallest peak, qlora\+checkpointing, is"),
+        ("smollm2-135m", "h100", {}, r"18 of 18 ways to train smollm2-135m fit h100\nThe peaks go from .* usable"),
+        ("llama-7b", "rtx-4090", TOO_SMALL, r"\noffloaded\+checkpointing would, but needs .* host$"),
         ("opt-1.3b", "12GB", {"gpus": 8, "only": "zero3"}, r"2 of 2 ways to train opt-1.3b fit 8 × 12GB\n"),
     ],
 )
@@ -111,9 +115,9 @@ def test_step_times_stand_where_the_plan_has_them(some):
 
 
 def test_a_host_that_is_too_small_is_told_from_a_gpu_that_is():
-    found = plan("llama-7b", "rtx-4090", batch=1, host="64GB")
-    says = {row["method"]: row["fits"] for row in plan_rows(found)}
-    assert says["offloaded"] == "no (host)" and says["full-fp32"] == "no"
+    says = {row["method"]: row["fits"] for row in plan_rows(plan("llama-7b", "rtx-4090", batch=1, host="64GB"))}
+    assert says["offloaded"] == "no (host)" and says["full-fp32"] == "no" and says["lora"] == "yes"
+    found = plan("llama-7b", "rtx-4090", **TOO_SMALL)
     assert "offloaded+checkpointing would, but needs" in plan_html(found) and "No lines to run" in plan_html(found)
     assert sum("host too small" in text.get_text() for text in plan_figure(found).axes[0].texts) == 2
     assert "the host is too small" in plan_words(found)
