@@ -24,7 +24,7 @@ _FILLS = {READ: "#dce6f0", LEARNED: "#ffd59a", PADDING: "#f2f2f2"}
 
 def roles(batch: Conversations, row: int) -> list[str]:
     """What each place of a row is: read only, learned, or padding."""
-    pairs = zip(batch.labels[row].tolist(), batch.real[row].tolist(), strict=True)
+    pairs = zip(batch.labels[row].tolist(), batch.attention_mask[row].tolist(), strict=True)
     return [PADDING if not real else READ if label == IGNORED else LEARNED for label, real in pairs]
 
 
@@ -48,6 +48,7 @@ def rows_figure(batches: dict[str, Conversations]) -> Figure:
     """Every place of some batches, one panel each: read, learned or padding; a packed row's conversations are cut."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     _some(batches)
@@ -59,15 +60,16 @@ def rows_figure(batches: dict[str, Conversations]) -> Figure:
     for axis, (name, batch) in zip(axes[:, 0], batches.items(), strict=True):
         picture = [[_CODES[kind] for kind in roles(batch, row)] for row in range(len(batch.input_ids))]
         axis.imshow(picture, cmap=ListedColormap(fills), vmin=0, vmax=2, aspect="auto", interpolation="none")
-        starts = ((batch.position_ids == 0) & (batch.real == 1)).nonzero().tolist()
+        starts = ((batch.position_ids == 0) & (batch.attention_mask == 1)).nonzero().tolist()
         for row, place in starts:
             axis.plot([place - 0.5, place - 0.5], [row - 0.5, row + 0.5], "-", color=PALETTE["black"], linewidth=1.5)
         axis.set_title(f"{name}: {_count(batch)}", fontsize="small", fontweight="normal")
         axis.set(yticks=range(len(picture)), ylabel="row")
         axis.grid(False)
     axes[-1, 0].set_xlabel("place in the row (tokens)")
-    handles = [Patch(color=fills[_CODES[kind]], label=kind) for kind in _CODES]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
+    handles: list[Any] = [Patch(color=fills[_CODES[kind]], label=kind) for kind in _CODES]
+    handles.append(Line2D([], [], color=PALETTE["black"], label="a conversation begins"))
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="small")
     fig.suptitle(rows_finding(batches), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
 
@@ -106,8 +108,8 @@ def mask_figure(batch: Conversations, row: int = 0) -> Figure:
 
 def lengths(batch: Conversations, row: int) -> list[int]:
     """Tokens of each conversation of a row."""
-    starts = ((batch.position_ids[row] == 0) & (batch.real[row] == 1)).nonzero().flatten().tolist()
-    end = int(batch.real[row].sum())
+    starts = ((batch.position_ids[row] == 0) & (batch.attention_mask[row] == 1)).nonzero().flatten().tolist()
+    end = int(batch.attention_mask[row].sum())
     return [later - start for start, later in zip(starts, [*starts[1:], end], strict=True)]
 
 
@@ -115,13 +117,14 @@ def mask_finding(batch: Conversations, row: int = 0) -> str:
     """How many conversations the row holds, and what share of the causal pairs their mask allows."""
     sizes, width = lengths(batch, row), batch.input_ids.shape[1]
     allowed = int((batch.blocks(torch.float32)[row, 0] == 0).sum())
-    return f"{len(sizes)} triangles: {allowed / (width * (width + 1) / 2):.0%} of a causal mask"
+    share = f"{allowed / (width * (width + 1) / 2):.0%} of a causal mask"
+    return f"Row {row}, {len(sizes)} conversations: each sees itself alone,\n{share}"
 
 
 def mask_words(batch: Conversations, row: int = 0) -> str:
     """The picture in words."""
     return (
-        f"Attention mask of a packed row. {mask_finding(batch, row)}; conversations of "
+        f"Attention mask of a packed row. {' '.join(mask_finding(batch, row).split())}; conversations of "
         f"{', '.join(map(str, lengths(batch, row)))} tokens, each a triangle below the diagonal, nothing between them."
     )
 

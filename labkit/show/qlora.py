@@ -52,7 +52,7 @@ def ways(arch: Architecture, rank: int = 8, targets: Sequence[str] = ()) -> dict
 
 
 def ways_figure(sizes: Mapping[str, Mapping[str, int]], model: str, gpu_gb: float) -> Figure:
-    """One stacked bar a way on a logarithmic axis of gigabytes, against what a GPU has."""
+    """One stacked bar a way in gigabytes, all of them and without the first, against what a GPU has."""
     import matplotlib.pyplot as plt
 
     _some(sizes)
@@ -66,12 +66,13 @@ def ways_figure(sizes: Mapping[str, Mapping[str, int]], model: str, gpu_gb: floa
                 left += count / GB
             axis.text(left, place, f" {left:,.0f}", va="center", fontsize="small")
         axis.axvline(gpu_gb, color=PALETTE["black"], linewidth=1)
+        above = axis.get_xaxis_transform()
+        axis.text(gpu_gb, 1.01, f"{gpu_gb:g} GB", transform=above, ha="center", va="bottom", fontsize="small")
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
         axis.margins(x=0.14)
     axes[0].set_xlabel("GB")
     axes[1].set_xlabel("GB, the last two enlarged")
-    axes[1].text(gpu_gb, -0.5, f" {gpu_gb:g} GB", va="bottom", fontsize="small")
     handles = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True)}
     fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
     fig.suptitle(ways_finding(sizes, model, gpu_gb), x=0.01, ha="left", fontweight="bold", fontsize="medium")
@@ -79,10 +80,10 @@ def ways_figure(sizes: Mapping[str, Mapping[str, int]], model: str, gpu_gb: floa
 
 
 def ways_finding(sizes: Mapping[str, Mapping[str, int]], model: str, gpu_gb: float) -> str:
-    """Which ways fit."""
+    """Which ways stay below what the GPU has, as long as nothing else is counted."""
     fitting = [name for name, parts in sizes.items() if sum(parts.values()) < gpu_gb * GB]
-    told = ", ".join(fitting) if fitting else "nothing"
-    return f"{model} in {gpu_gb:g} GB: {told} fits"
+    told = " and ".join(fitting) if fitting else "nothing"
+    return f"{model} in {gpu_gb:g} GB, before activations: {told} {'stay' if len(fitting) > 1 else 'stays'} below"
 
 
 def ways_words(sizes: Mapping[str, Mapping[str, int]], model: str, gpu_gb: float) -> str:
@@ -128,10 +129,16 @@ def curves_figure(run: Run, window: int = 8) -> Figure:
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.2), width_ratios=(3, 2))
     steps = range(1, len(run.losses) + 1)
     left.plot(steps, run.losses, ".", color=PALETTE["grey"], label="a training step")
-    left.plot(steps, smoothed(run.losses, window), "-", color=PALETTE["blue"], label=f"mean of {window} steps")
+    left.plot(steps, smoothed(run.losses, window), "-", color=PALETTE["blue"], label=f"mean of the last {window}")
     at = [row["step"] for row in run.evaluations]
-    left.plot(at, [row["loss"] for row in run.evaluations], "D--", color=PALETTE["orange"], label="held-out")
-    left.set(xlabel="step", ylabel="loss (nats a token)")
+    left.plot(
+        at,
+        [row["loss"] for row in run.evaluations],
+        "D--",
+        color=PALETTE["orange"],
+        label="held-out, mean of conversations",
+    )
+    left.set(xlabel="step", ylabel="loss (nats)")
     left.legend(fontsize="small")
     right.plot(at, [100 * row["accuracy"] for row in run.evaluations], "D--", color=PALETTE["orange"])
     right.set(xlabel="step", ylabel="answer tokens right (%)")
@@ -144,7 +151,7 @@ def curves_finding(run: Run) -> str:
     """Held-out loss and share of tokens, first and last."""
     first, last = run.evaluations[0], run.evaluations[-1]
     shares = f"{first['accuracy']:.0%} to {last['accuracy']:.0%} of answer tokens right"
-    return f"Held-out: {first['loss']:.2f} to {last['loss']:.2f} nats a token, {shares}"
+    return f"Held-out: {first['loss']:.2f} to {last['loss']:.2f} nats (mean over conversations), {shares}"
 
 
 def recorded_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -203,7 +210,7 @@ def instruct_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             colour, dash, marker = _look(method)
             axis.plot(*zip(*points, strict=True), linestyle=dash, marker=marker, color=colour, label=method)
         axis.set(xlabel="step", title=f"{name} loss")
-    axes[0].set_ylabel("nats a token, mean of the seeds")
+    axes[0].set_ylabel("nats, mean of the seeds")
     axes[1].legend(fontsize="small")
     fig.suptitle(instruct_finding(rows), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig

@@ -56,9 +56,12 @@ MUTANTS = {
         PRODUCT, BOTH, "The base is scaled as well.",
         _SUM, "return scaling * (Product.apply(x) + F.linear(h, B.to(x.dtype)))"),
     "product-in-float32": _wrong(
-        PRODUCT, HIDDEN, "The adapter computes in float32, and so the output is.",
+        PRODUCT, BOTH, "The adapter computes in float32, and so the output is.",
         "h = F.linear(x, A.to(x.dtype))\n", "h = F.linear(x.to(A.dtype), A)\n",
         "F.linear(h, B.to(x.dtype))", "F.linear(h, B)"),
+    "product-gradient-transposed": _wrong(
+        PRODUCT, BOTH, "The gradient is multiplied by the transposed weight: right for no matrix, and square ones run.",
+        "return gradient @ codes.dequantize(gradient.dtype)", "return gradient @ codes.dequantize(gradient.dtype).T"),
     "product-read-twice": _wrong(
         PRODUCT, BOTH, "The codes are read back twice in the forward pass.",
         "return F.linear(x, codes.dequantize(x.dtype))",
@@ -107,11 +110,11 @@ MUTANTS = {
     "bytes-no-mean": _wrong(
         BYTES, BOTH, "The mean of the scales is forgotten.", "-(-blocks // 256) + 4", "-(-blocks // 256)"),
     "bytes-rounded-down": _wrong(
-        BYTES, HIDDEN, "Rounds down: right for even sizes only.", "-(-values // 2)", "values // 2"),
+        BYTES, BOTH, "Rounds down: right for even sizes only.", "-(-values // 2)", "values // 2"),
     "bytes-blocks-rounded-down": _wrong(
-        BYTES, HIDDEN, "A started block of values is left out.", "-(-values // 64)", "values // 64"),
+        BYTES, BOTH, "A started block of values is left out.", "-(-values // 64)", "values // 64"),
     "bytes-groups-rounded-down": _wrong(
-        BYTES, HIDDEN, "A started group of scales is left out.", "4 * -(-blocks // 256)", "4 * (blocks // 256)"),
+        BYTES, BOTH, "A started group of scales is left out.", "4 * -(-blocks // 256)", "4 * (blocks // 256)"),
     "bytes-of-the-sum": _wrong(
         BYTES, BOTH, "All matrices as one.", code=whole12.AS_ONE),
     "bytes-adapters-in-16": _wrong(
@@ -150,8 +153,12 @@ MUTANTS = {
         CONVERSATION, BOTH, "The end's place is not counted: rows are one too long.",
         "room - len(learned)", "room - len(answer)"),
     "conversation-no-prompt": _wrong(
-        CONVERSATION, HIDDEN, "An answer without any question passes, and prompt[-0:] is all of it.",
+        CONVERSATION, BOTH, "An answer without any question passes, and prompt[-0:] is all of it.",
         "if left < 1:", "if left < 0:"),
+    "conversation-never-refused": _wrong(
+        CONVERSATION, BOTH, "What does not fit is returned too long.", "if left < 1:", "if False:"),
+    "conversation-one-token-refused": _wrong(
+        CONVERSATION, HIDDEN, "One token of the prompt is taken for none.", "if left < 1:", "if left < 2:"),
     "conversation-input-changed": _wrong(
         CONVERSATION, BOTH, "The caller's list gets the end appended.",
         "learned = [*answer, end]", "answer.append(end)\nlearned = answer"),
@@ -180,7 +187,7 @@ MUTANTS = {
         LOSS, BOTH, "Word 0 is ignored as well.",
         "after.flatten(), ignore_index=-100", "after.flatten().clamp(min=0), ignore_index=0") | {"at_least": True},
     "loss-flattened-first": _wrong(
-        LOSS, HIDDEN, "Flattened before the shift: a row's last place predicts the next row's first.",
+        LOSS, BOTH, "Flattened before the shift: a row's last place predicts the next row's first.",
         "logits[:, :-1].float(), labels[:, 1:]", "logits.float().flatten(0, 1)[:-1], labels.flatten()[1:]",
         "before.flatten(0, 1)", "before"),
     "loss-in-16-bits": _wrong(
@@ -212,8 +219,10 @@ MUTANTS = {
     "places-padding-counted-on": _wrong(
         PLACES, BOTH, "Padding belongs to the last conversation.", code=whole12.PADDING_WITH_THE_LAST),
     "places-too-long-is-cut": _wrong(
-        PLACES, HIDDEN, "What does not fit is cut off in silence.",
+        PLACES, BOTH, "What does not fit is cut off in silence.",
         code=whole12.CUT),
+    "places-full-row-refused": _wrong(
+        PLACES, HIDDEN, "A row without padding is refused.", "if sum(lengths) > width:", "if sum(lengths) >= width:"),
     "places-added-mask": _wrong(
         PLACES, BOTH, "A mask of floats, where booleans are asked for.",
         "(number[:, None] == number).tril()", "(number[:, None] == number).tril().float()"),

@@ -39,7 +39,7 @@ def test_places_are_coloured_by_their_role(task):
     for axis, batch in zip(fig.axes, batches.values(), strict=True):
         picture = np.asarray(axis.images[0].get_array())
         assert (picture == 2).sum() == (batch.labels != -100).sum()
-        assert (picture == 0).sum() == (batch.real == 0).sum()
+        assert (picture == 0).sum() == (batch.attention_mask == 0).sum()
         assert len(axis.lines) == len(PAIRS)  # a stroke for each conversation's beginning
     found = conversations.rows_finding(batches)
     assert found == f"Padding: {batches['one a row'].padding:.0%} one a row, {batches['packed'].padding:.0%} packed"
@@ -53,10 +53,14 @@ def test_the_mask_is_the_one_that_the_model_gets(task):
     drawn = torch.tensor(np.asarray(fig.axes[0].images[0].get_array()))
     assert torch.equal(drawn.bool(), batch.blocks(torch.float32)[0, 0] == 0)
     sizes = conversations.lengths(batch, 0)
-    assert sum(sizes) == batch.real[0].sum() and len(sizes) == int((batch.position_ids[0][: sum(sizes)] == 0).sum())
-    allowed = sum(n * (n + 1) / 2 for n in sizes) + int((batch.real[0] == 0).sum())
+    assert sum(sizes) == batch.attention_mask[0].sum() and len(sizes) == int(
+        (batch.position_ids[0][: sum(sizes)] == 0).sum()
+    )
+    allowed = sum(n * (n + 1) / 2 for n in sizes) + int((batch.attention_mask[0] == 0).sum())
     width = batch.input_ids.shape[1]
-    assert f"{len(sizes)} triangles: {allowed / (width * (width + 1) / 2):.0%}" in conversations.mask_finding(batch)
+    share = f"{allowed / (width * (width + 1) / 2):.0%} of a causal mask"
+    told = f"Row 0, {len(sizes)} conversations: each sees itself alone,"
+    assert conversations.mask_finding(batch) == f"{told}\n{share}"
 
 
 def test_the_chat_box_asks_without_and_with_the_adapter(task):

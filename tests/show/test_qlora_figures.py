@@ -44,8 +44,8 @@ def test_bars_are_as_long_as_the_bytes_and_the_title_names_what_fits():
     fig = qlora.ways_figure(ways, "llama-65b", 48)
     widths = sorted(bar.get_width() for bar in fig.axes[0].patches)
     assert widths == pytest.approx(sorted(n / 1e9 for parts in ways.values() for n in parts.values()))
-    assert fig._suptitle.get_text() == "llama-65b in 48 GB: QLoRA fits"
-    assert qlora.ways_finding(ways, "m", 24) == "m in 24 GB: nothing fits"
+    assert fig._suptitle.get_text() == "llama-65b in 48 GB, before activations: QLoRA stays below"
+    assert qlora.ways_finding(ways, "m", 24) == "m in 24 GB, before activations: nothing stays below"
     assert f"QLoRA {sum(ways['QLoRA'].values()) / 1e9:,.1f} GB" in qlora.ways_words(ways, "m", 48)
     assert_titles_and_names_inside(fig)
 
@@ -65,9 +65,15 @@ def test_curves_are_the_runs():
     run.evaluations = [{"step": 0, "loss": 5.0, "accuracy": 0.2}, {"step": 4, "loss": 4.5, "accuracy": 0.25}]
     fig = qlora.curves_figure(run, window=2)
     drawn = {line.get_label(): list(line.get_ydata()) for line in fig.axes[0].lines}
-    assert drawn["a training step"] == run.losses and drawn["mean of 2 steps"] == [4.0, 3.5, 2.5, 1.5]
-    assert drawn["held-out"] == [5.0, 4.5] and list(fig.axes[1].lines[0].get_ydata()) == [20.0, 25.0]
-    assert qlora.curves_finding(run) == "Held-out: 5.00 to 4.50 nats a token, 20% to 25% of answer tokens right"
+    assert drawn["a training step"] == run.losses and drawn["mean of the last 2"] == [4.0, 3.5, 2.5, 1.5]
+    assert drawn["held-out, mean of conversations"] == [5.0, 4.5] and list(fig.axes[1].lines[0].get_ydata()) == [
+        20.0,
+        25.0,
+    ]
+    assert (
+        qlora.curves_finding(run)
+        == "Held-out: 5.00 to 4.50 nats (mean over conversations), 20% to 25% of answer tokens right"
+    )
 
 
 def test_the_recorded_points_are_the_rows():
