@@ -53,9 +53,8 @@ def test_the_mask_is_the_one_that_the_model_gets(task):
     drawn = torch.tensor(np.asarray(fig.axes[0].images[0].get_array()))
     assert torch.equal(drawn.bool(), batch.blocks(torch.float32)[0, 0] == 0)
     sizes = conversations.lengths(batch, 0)
-    assert sum(sizes) == batch.attention_mask[0].sum() and len(sizes) == int(
-        (batch.position_ids[0][: sum(sizes)] == 0).sum()
-    )
+    assert sum(sizes) == batch.attention_mask[0].sum()
+    assert len(sizes) == int((batch.position_ids[0][: sum(sizes)] == 0).sum())
     allowed = sum(n * (n + 1) / 2 for n in sizes) + int((batch.attention_mask[0] == 0).sum())
     width = batch.input_ids.shape[1]
     share = f"{allowed / (width * (width + 1) / 2):.0%} of a causal mask"

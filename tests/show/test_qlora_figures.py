@@ -66,7 +66,8 @@ def test_curves_are_the_runs():
     fig = qlora.curves_figure(run, window=2)
     drawn = {line.get_label(): list(line.get_ydata()) for line in fig.axes[0].lines}
     assert drawn["a training step"] == run.losses and drawn["mean of the last 2"] == [4.0, 3.5, 2.5, 1.5]
-    assert drawn["held-out, mean of conversations"] == [5.0, 4.5] and list(fig.axes[1].lines[0].get_ydata()) == [
+    assert drawn["held-out, mean of conversations"] == [5.0, 4.5]
+    assert list(fig.axes[1].lines[0].get_ydata()) == [
         20.0,
         25.0,
     ]
