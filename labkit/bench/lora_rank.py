@@ -7,6 +7,7 @@ same targets on the validation part (see `tuned`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING
 
 from labkit.bench import tuned
@@ -37,17 +38,17 @@ def trial(rank: int, targets: str, rate: float) -> Trial:
 
 def rows(scale: Scale, done: list[dict] | None = None) -> Iterator[dict]:
     """One row a rank and targets; those that are `done` are left out, and keep the rate that they had."""
-    known = {(row["targets"], row["rank"]): row for row in done or []}
-    for targets in TARGETS:
-        ranks = [rank for rank in RANKS if (targets, rank) not in known and _fits(scale, rank)]
-        if not ranks:
-            continue
-        before = [row["learning_rate"] for (name, _), row in known.items() if name == targets]
-        rate = before[0] if before else next(tuned.best_rates(scale, [trial(MIDDLE, targets, RATES[1])], [RATES]))
-        runs = tuned.over_seeds(scale, [trial(rank, targets, rate) for rank in ranks])
-        for rank, found in zip(ranks, runs, strict=True):
-            facts = {"model": scale.model, "method": "lora", "rank": rank, "targets": targets, "learning_rate": rate}
-            yield facts | tuned.learned(found) | {"batch": scale.batch_size, "steps": scale.steps}
+    rates = {row["targets"]: row["learning_rate"] for row in done or []}
+    new = [targets for targets in TARGETS if targets not in rates]
+    found = tuned.best_rates(scale, [trial(MIDDLE, targets, RATES[1]) for targets in new], [RATES] * len(new))
+    rates |= dict(zip(new, found, strict=True))
+    known = {(row["targets"], row["rank"]) for row in done or []}
+    todo = [at for at in product(TARGETS, RANKS) if at not in known and _fits(scale, at[1])]
+    runs = tuned.over_seeds(scale, [trial(rank, targets, rates[targets]) for targets, rank in todo])
+    for (targets, rank), seeds in zip(todo, runs, strict=True):
+        facts = {"model": scale.model, "method": "lora", "rank": rank, "targets": targets}
+        facts["learning_rate"] = rates[targets]
+        yield facts | tuned.learned(seeds) | {"batch": scale.batch_size, "steps": scale.steps}
 
 
 def _fits(scale: Scale, rank: int) -> bool:

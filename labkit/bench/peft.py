@@ -7,6 +7,7 @@ and computes under autocast. `share` is what trains, of the model's own weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from labkit.bench import tuned
@@ -50,9 +51,9 @@ def rows(scale: Scale, done: list[dict] | None = None) -> Iterator[dict]:
     # Alone on the machine, and so before the others start.
     alone = {name: tuned.timed(scale, trial) for name, trial in trials.items()}
     whole = parameters(tuned.loaded(scale)[0])
-    rates = tuned.best_rates(scale, list(trials.values()), [METHODS[name][2] for name in names])
-    for (name, trial), rate in zip(trials.items(), rates, strict=True):
-        [runs] = tuned.over_seeds(scale, [Trial(trial.kind, trial.settings, rate)])
+    rates = [*tuned.best_rates(scale, list(trials.values()), [METHODS[name][2] for name in names])]
+    chosen = [replace(trials[name], learning_rate=rate) for name, rate in zip(names, rates, strict=True)]
+    for name, rate, runs in zip(names, rates, tuned.over_seeds(scale, chosen), strict=True):
         facts = {"model": scale.model, "method": name, "dtype": scale.dtype, "batch": scale.batch_size}
         learned = tuned.learned(runs)
         share = round(learned["trainable_params"] / whole, 6)

@@ -42,9 +42,9 @@ def rows(scale: Scale, done: list[dict] | None = None) -> Iterator[dict]:
         # Alone on the machine, and so before the others start.
         alone = {name: tuned.timed(scale, trial(name, task, 1e-4)) for name in names}
         rates = _rates(scale, task, known)
-        for name in names:
-            rate = rates[FULL if METHODS[name][0] == FULL else LORA]
-            [runs] = tuned.over_seeds(scale, [trial(name, task, rate)])
+        chosen = [trial(name, task, rates[FULL if METHODS[name][0] == FULL else LORA]) for name in names]
+        for name, one, runs in zip(names, chosen, tuned.over_seeds(scale, chosen), strict=True):
+            rate = one.learning_rate
             facts = {"model": scale.model, "task": task, "method": name, "dtype": scale.dtype, "learning_rate": rate}
             learned = tuned.learned(runs) | {"steps": tuned.steps_of(scale, task), "batch": scale.batch_size}
             yield facts | learned | tuned.spent(alone[name])
@@ -58,11 +58,8 @@ def trial(name: str, task: str, rate: float) -> Trial:
 
 def _rates(scale: Scale, task: str, known: dict[tuple[str, str], dict]) -> dict[str, float]:
     """The rates of full fine-tuning and of LoRA: as chosen before, or chosen now."""
-    found = {}
-    for name in ("bf16", "lora"):
-        kind = METHODS[name][0]
-        if before := known.get((task, name)):
-            found[kind] = before["learning_rate"]
-        else:
-            [found[kind]] = tuned.best_rates(scale, [trial(name, task, 0.0)], [RATES[kind]])
-    return found
+    found = {METHODS[name][0]: row["learning_rate"] for (of, name), row in known.items() if of == task}
+    todo = [name for name in ("bf16", "lora") if METHODS[name][0] not in found]
+    kinds = [METHODS[name][0] for name in todo]
+    best = tuned.best_rates(scale, [trial(name, task, 0.0) for name in todo], [RATES[kind] for kind in kinds])
+    return found | dict(zip(kinds, best, strict=True))

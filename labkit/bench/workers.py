@@ -16,8 +16,8 @@ from typing import TypeVar
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
-MOST = 5
-CORES_A_WORKER = 3
+MOST = 8
+CORES_A_WORKER = 2
 
 
 def clear(device: str) -> None:
@@ -52,7 +52,7 @@ def side_by_side(work: Callable[[Case], Result], cases: Sequence[Case], device: 
         device: where the runs compute, "cuda" or another.
     """
     workers = min(MOST, len(cases), max(1, (os.cpu_count() or 1) // CORES_A_WORKER)) if device == "cuda" else 1
-    if workers == 1:
+    if workers <= 1:
         yield from map(work, cases)
         return
     # A forked child cannot use CUDA.
