@@ -40,7 +40,7 @@ class Case:
         segments: of checkpointing; 0 keeps every activation, `arch.layers` keeps one tensor a block.
         attention: "flash" keeps no scores where a kernel for that exists (`keeps_scores`); "eager" keeps them.
         stage: of ZeRO: 1 shards optimizer states (and master weights), 2 gradients too, 3 weights too.
-        world_size: GPUs among which the stage shards.
+        world_size: GPUs among which the stage shards; with stage 0 each holds everything, gradients in buckets.
         device: "cuda" or "cpu": a few operations keep other bytes there.
         fsdp: torch's `fully_shard`, as stage 3: where all weights train, the shards are the fp32 masters, and 16-bit
             weights exist only while they are gathered; adapters are gathered in the frozen weights' dtype.
@@ -100,6 +100,11 @@ class Case:
     def with_(self, **changes: Any) -> Case:
         """The same case with other values."""
         return replace(self, **changes)
+
+    @property
+    def bucketed(self) -> bool:
+        """Whether this is data parallelism, whose gradients are views of buckets that stay from step to step."""
+        return self.world_size > 1 and not self.stage and self.train == "full"
 
     @property
     def tokens(self) -> int:

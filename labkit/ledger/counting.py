@@ -115,7 +115,8 @@ def saved_for_backward(model: torch.nn.Module) -> Iterator[dict[str, int]]:
         if identity not in seen:
             seen.add(identity)
             found["activations"] += tensor.untyped_storage().nbytes()
-        return tensor
+        # An operation that keeps its own output would hold itself through it, for ever if no backward pass comes.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield found

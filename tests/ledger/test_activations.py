@@ -1,5 +1,6 @@
 """The formula for what autograd keeps, against what it keeps: to the last byte."""
 
+import weakref
 from itertools import product
 
 import pytest
@@ -91,3 +92,13 @@ def test_the_byte_counts_of_the_literature():
     assert kept - lean == 6 * scores - 4 * 4 * 512 * 16  # fp32 and bf16 probabilities for one number a row
     # 2 norms and 2 inputs of 2 bytes, q k v out, 8 for the ReLU's output, 2 masks of 1
     assert 26 * values <= lean < 26.1 * values
+
+
+def test_nothing_stays_where_no_backward_pass_comes():
+    """exp keeps its own output: kept as it is, it would hold itself."""
+    model = torch.nn.Linear(4, 4)
+    with saved_for_backward(model):
+        kept = model(torch.ones(1, 4)).exp()
+    there = weakref.ref(kept)
+    del kept
+    assert there() is None

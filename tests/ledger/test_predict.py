@@ -1,6 +1,7 @@
 """The numbers of the literature, the cache of generation, sharding, and the file for Perfetto."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,3 +91,18 @@ def test_a_trace_becomes_counters_for_perfetto(tmp_path):
     assert len(counters) == len(seen.moments)
     assert max(sum(e["args"].values()) for e in counters) == pytest.approx(seen.peak.total / MIB, abs=0.01)
     assert [e["name"] for e in events if e["ph"] == "i"] == ["start", "forward", "backward", "update", "end"]
+
+
+@pytest.mark.parametrize("table", ["capstone", "zero"])
+def test_recorded_peaks_of_data_parallelism(table):
+    """What two GPUs measured: buckets stand through the forward pass as well."""
+    from labkit.bench import capstone, record
+
+    rows = [row for row in record.read(table).rows if row["method"] in ("ddp", "torch.ddp") and not row.get("seed")]
+    rows = [row for row in rows if row["peak_allocated_mib"] and row["model"].startswith("opt")]
+    assert len(rows) >= 2
+    for row in rows:
+        ranks = row["world_size"]
+        plan = replace(capstone.PLANS["small"], share=row["batch"] // ranks)
+        case = capstone.case_of(row["model"], "torch.ddp", ranks, plan, "cuda", checkpointed=False)
+        assert predict(case).peak.total / 2**20 == pytest.approx(row["peak_allocated_mib"], rel=0.01)

@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node 2 -m labkit.parallel.jobs.train --model tiny --method zero2 --steps 20
 
-Each rank builds the whole model in its host's memory before the method shards it. For a model that is too large for
-that, and for training that is saved and gone on with, see `labkit.parallel.jobs.capstone`.
+Each rank builds the whole model in its host's memory, before the method shards it or the GPU takes it. For a model that
+is too large for that, and for training that is saved and gone on with, see `labkit.parallel.jobs.capstone`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from labkit.errors import LabError, UnknownNameError
 from labkit.ledger import fit
 from labkit.memory.checkpointed import checkpoint_layers
 from labkit.parallel.ddp import DDP, TorchDDP
-from labkit.parallel.group import process_group
+from labkit.parallel.group import device, process_group
 from labkit.parallel.jobs.options import at_least_one, parsed
 from labkit.parallel.zero import Zero1, Zero2, Zero3
 from labkit.parallel.zero_torch import TorchFsdp2, TorchZero1
@@ -76,6 +76,8 @@ def trained(job: Job) -> Run:
     task = Sentiment.load(model="tiny" if random else job.model)
     task.seq_len, task.test = job.seq_len, task.test[: job.tests]
     model = models.from_random(job.model) if random else models.load(job.model)
+    if job.method in REPLICATED:  # the others put their parts on the device themselves
+        model = model.to(device())
     if job.checkpointed:
         checkpoint_layers(model)
     sizes: dict[str, Any] = {"steps": job.steps, "batch_size": job.batch, "seed": job.seed}
