@@ -34,7 +34,7 @@ COSTS = (
 
 
 def ladder(models: Sequence[str], gpu: str, gpus: int, batch: int, seq_len: int) -> list[dict[str, Any]]:
-    """For each recipe and model the smaller of its two predicted peaks, with and without checkpointing.
+    """For each recipe and model its predicted peak, with checkpointing where only that fits.
 
     Returns:
         rows of recipe, model, parameters, peak and usable (bytes), checkpointed and fits.
@@ -44,7 +44,8 @@ def ladder(models: Sequence[str], gpu: str, gpus: int, batch: int, seq_len: int)
         found = plan(model, gpu, batch, seq_len, gpus=gpus)
         for way, recipe in RECIPES.items():
             both = [option for option in found.options if option.way.name == way]
-            least = min(both, key=lambda option: option.peak.total)
+            plain, checkpointed = sorted(both, key=lambda option: bool(option.case.segments))
+            least = checkpointed if checkpointed.fits and not plain.fits else plain
             rows.append(
                 {
                     "recipe": recipe,
@@ -73,7 +74,7 @@ def ladder_figure(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, A
 
     Args:
         rows: of `ladder`.
-        measured: rows of the table, whose allocator's peaks are drawn as filled marks.
+        measured: rows of the table, whose allocator's peaks are drawn as filled marks where a line has their setting.
     """
     import matplotlib.pyplot as plt
 
@@ -83,7 +84,7 @@ def ladder_figure(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, A
         own = sorted((row for row in rows if row["recipe"] == recipe), key=lambda row: row["parameters"])
         sizes, peaks = [row["parameters"] / 1e9 for row in own], [row["peak"] / GIB for row in own]
         ax.plot(sizes, peaks, dash, marker=mark, mfc="white", color=PALETTE[colour], label=label)
-        seen = [row for row in measured if row["method"] == recipe and row["peak_allocated_mib"]]
+        seen = _seen(own, measured)
         where = [architecture(row["model"]).parameters / 1e9 for row in seen]
         ax.plot(where, [row["peak_allocated_mib"] / 1024 for row in seen], ls="none", marker=mark, ms=9,
                 color=PALETTE[colour], label=f"{label}, measured" if seen else None)  # fmt: skip
@@ -94,6 +95,16 @@ def ladder_figure(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, A
     ax.set_title(_finding(rows))
     ax.legend(loc="lower right", fontsize="small")
     return fig
+
+
+def _seen(own: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The measured rows of a line: its recipe and models, checkpointed as there."""
+    known = {(row["recipe"], row["model"], row["checkpointed"]) for row in own}
+    return [
+        row
+        for row in measured
+        if row["peak_allocated_mib"] and (row["method"], row["model"], row["checkpointed"]) in known
+    ]
 
 
 def _finding(rows: Sequence[dict[str, Any]]) -> str:
@@ -109,13 +120,10 @@ def ladder_words(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, An
     _some(rows)
     said = [f"{_finding(rows)}, of {rows[0]['usable'] / GIB:.0f} GiB usable on each GPU."]
     for recipe, (label, *_) in LOOK.items():
-        own = [f"{row['model']} {row['peak'] / GIB:.1f}" for row in rows if row["recipe"] == recipe]
+        line = [row for row in rows if row["recipe"] == recipe]
+        own = [f"{row['model']} {row['peak'] / GIB:.1f}{' checkpointed' * row['checkpointed']}" for row in line]
         said.append(f"Predicted peaks in GiB, {label}: {', '.join(own)}.")
-        seen = [
-            f"{row['model']} {row['peak_allocated_mib'] / 1024:.1f}"
-            for row in measured
-            if row["method"] == recipe and row["peak_allocated_mib"]
-        ]
+        seen = [f"{row['model']} {row['peak_allocated_mib'] / 1024:.1f}" for row in _seen(line, measured)]
         said += [f"Measured, {label}: {', '.join(seen)}."] if seen else []
     return "Lines of peak memory by size of the model. " + " ".join(said)
 
@@ -175,15 +183,43 @@ def _panel(ax: Axes, rows: Sequence[dict[str, Any]], name: str, factor: float) -
 
 def _cheapest(rows: Sequence[dict[str, Any]]) -> str:
     """Which recipe is least in memory, time and energy, and most in accuracy."""
-    said = []
-    for name, words in (("peak_allocated_mib", "least memory"), ("step_ms", "fastest"), ("accuracy", "most accurate"),
-                        ("joules_per_step", "least energy")):  # fmt: skip
+    won: dict[str, list[str]] = {}
+    for name, words in (("peak_allocated_mib", "the least memory"), ("step_ms", "the fastest step"),
+                        ("accuracy", "the most accurate"), ("joules_per_step", "the least energy")):  # fmt: skip
         known = [row for row in rows if row[name] is not None]
         if len(known) == len(rows):
             best = (max if name == "accuracy" else min)(known, key=lambda row: row[name])
-            said.append(f"{words}: {LOOK[best['method']][0]}")
-    text = "; ".join(said)
+            won.setdefault(LOOK[best["method"]][0], []).append(words)
+    text = "; ".join(f"{recipe}: {', '.join(words)}" for recipe, words in won.items())
     return text[:1].upper() + text[1:]
+
+
+def by_size(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
+    """Steps of ever larger models, in units that one reads, their columns' units, and what was planned and not run."""
+    shown, refused = [], []
+    for row in rows:
+        name = f"{LOOK[row['method']][0]}, {row['model']}"
+        if row["steps"]:
+            continue
+        if row["peak_allocated_mib"] is None:
+            refused.append(f"{name}: {row['predicted_mib'] / 1024:.0f} GiB predicted")
+            continue
+        peak, predicted = row["peak_allocated_mib"], row["predicted_mib"]
+        tokens = row["tokens_per_s"] * row["step_ms"] / 1e3
+        shown.append(
+            {
+                "recipe": LOOK[row["method"]][0],
+                "model": row["model"],
+                "predicted": round(predicted / 1024, 1),
+                "measured": round(peak / 1024, 1),
+                "apart": f"{peak / predicted - 1:+.1%}",
+                "step": round(row["step_ms"]),
+                "speed": round(row["tokens_per_s"]),
+                "energy": None if row["joules_per_step"] is None else round(1e3 * row["joules_per_step"] / tokens, 1),
+            }
+        )
+    units = {"predicted": "GiB", "measured": "GiB", "step": "ms", "speed": "tokens/s", "energy": "mJ a token"}
+    return shown, units, refused
 
 
 def recipes_words(rows: Sequence[dict[str, Any]]) -> str:

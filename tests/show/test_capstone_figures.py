@@ -27,9 +27,11 @@ def training(method, **values):
 def test_the_ladder_is_the_plan(rows):
     assert len(rows) == 3 * len(MODELS)
     found = plan("opt-30b", "h100", 4, 1024, gpus=2)
-    peaks = [o.peak.total for o in found.options if o.way.name == "torch.fsdp2+peft.lora"]
+    plain, _again = (o for o in found.options if o.way.name == "torch.fsdp2+peft.lora")
     row = next(r for r in rows if r["model"] == "opt-30b" and r["recipe"] == "torch.fsdp2+peft.lora")
-    assert row["peak"] == min(peaks) and row["fits"] == (min(peaks) <= found.usable) and row["checkpointed"]
+    assert plain.fits and row["peak"] == plain.peak.total and not row["checkpointed"]
+    row = next(r for r in rows if r["model"] == "opt-66b" and r["recipe"] == "torch.fsdp2+peft.lora")
+    assert row["fits"] and row["checkpointed"]  # only so
     assert capstone.largest(rows) == {
         "torch.ddp": "opt-1.3b",
         "torch.fsdp2": "opt-1.3b",
@@ -40,7 +42,9 @@ def test_the_ladder_is_the_plan(rows):
 
 
 def test_the_ladder_is_drawn(rows):
-    measured = [{"method": "torch.fsdp2+peft.lora", "model": "opt-30b", "peak_allocated_mib": 34000.0}]
+    row = {"method": "torch.fsdp2+peft.lora", "model": "opt-30b", "checkpointed": False, "peak_allocated_mib": 34000.0}
+    other = {**row, "model": "opt-66b"}  # the line has it checkpointed
+    measured = [row, other]
     fig = capstone.ladder_figure(rows, measured)
     ax = fig.axes[0]
     lines = {line.get_label(): line for line in ax.lines}
@@ -51,7 +55,7 @@ def test_the_ladder_is_drawn(rows):
     assert "GiB" in ax.get_ylabel() and "10⁹" in ax.get_xlabel()
     assert_titles_and_names_inside(fig)
     words = capstone.ladder_words(rows, measured)
-    assert "Measured, sharded + LoRA: opt-30b 33.2" in words and "opt-66b with LoRA" in words
+    assert "Measured, sharded + LoRA: opt-30b 33.2." in words and "opt-66b with LoRA" in words
 
 
 def test_recipes_are_means_over_seeds_on_the_most_ranks():
@@ -72,12 +76,22 @@ def test_the_recipes_are_drawn():
     fig = capstone.recipes_figure(found)
     heights = [[bar.get_height() for bar in ax.patches] for ax in fig.axes]
     assert heights == [[2.0, 0.5], [50.0, 70.0], [80.0, 80.0], [30.0, 30.0]]
-    assert fig.get_suptitle().startswith("Least memory: sharded + LoRA; fastest: everything on each GPU")
+    assert fig.get_suptitle().startswith("Sharded + LoRA: the least memory; everything on each GPU: the")
     assert "sharded + LoRA: memory a GPU (GiB) 0.5, a step (ms) 70" in capstone.recipes_words(found)
     unknown = capstone.trainings([training("torch.ddp", joules_per_step=None)])
     assert "energy a step (J) not measured" in capstone.recipes_words(unknown)
     assert "energy" not in capstone._cheapest(unknown)
     assert [len(ax.patches) for ax in capstone.recipes_figure(unknown).axes] == [1, 1, 1, 0]
+
+
+def test_steps_by_size():
+    step = training("torch.ddp", steps=0, model="opt-1.3b", predicted_mib=2000.0, tokens_per_s=1000.0)
+    refused = {**step, "peak_allocated_mib": None, "model": "opt-13b"}
+    shown, units, left = capstone.by_size([training("torch.ddp"), step, refused])
+    assert left == ["everything on each GPU, opt-13b: 2 GiB predicted"] and set(units) <= set(shown[0])
+    [row] = shown
+    assert (row["model"], row["apart"], row["measured"]) == ("opt-1.3b", "+2.4%", 2.0)
+    assert row["energy"] == 600.0  # 30 J for 50 tokens
 
 
 def test_the_gpus_of_a_machine():

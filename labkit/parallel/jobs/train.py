@@ -75,7 +75,7 @@ def trained(job: Job) -> Run:
     random = published.only_sizes(job.model)
     task = Sentiment.load(model="tiny" if random else job.model)
     task.seq_len, task.test = job.seq_len, task.test[: job.tests]
-    model = models.from_random(job.model) if random else models.load(job.model)
+    model: Any = models.from_random(job.model) if random else models.load(job.model)
     if job.method in REPLICATED:  # the others put their parts on the device themselves
         model = model.to(device())
     if job.checkpointed:
