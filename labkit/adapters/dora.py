@@ -40,18 +40,23 @@ from labkit.adapters.product import add_product, cast, draw, dropped, lora_added
 from labkit.adapters.tuning import Lora
 
 
-def scale_of(m: Float[Tensor, " out"], norm: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
-    """m / ‖·‖, and 1 where the norm is 0. The divisor is never 0, or m's gradient would be 0 · ∞ there."""
-    return torch.where(norm > 0, m / torch.where(norm > 0, norm, 1.0), 1.0)
+def scale_of(m: Float[Tensor, " out"], squared: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+    """m / ‖·‖ from ‖·‖², and 1 where that is 0 (or below, by rounding)."""
+    return torch.where(squared > 0, m * squared.rsqrt(), 1.0)
+
+
+def differentiable_scale(m: Float[Tensor, " out"], squared: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+    """The same to autograd, which would find 0 · ∞ as m's gradient in a row of zeros."""
+    return torch.where(squared > 0, m * torch.where(squared > 0, squared, 1.0).rsqrt(), 1.0)
 
 
 class _DoraProduct(torch.autograd.Function):
     """y from x: kept are x, h = A x̃, the output before the scale, and the mask of dropout."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, a, b, m, norm, scaling: float, p: float) -> Tensor:
+    def forward(ctx: Any, x, weight, bias, a, b, m, squared, scaling: float, p: float) -> Tensor:
         dtype = x.dtype
-        scale = scale_of(m, norm)
+        scale = scale_of(m, squared)
         seen, mask = draw(x, p)
         narrow = weight.to(dtype)
         u = F.linear(seen, narrow)
@@ -64,17 +69,17 @@ class _DoraProduct(torch.autograd.Function):
             y.addcmul_(u, scale)
         if bias is not None:
             y.add_(bias)
-        ctx.save_for_backward(x, weight, a, b, norm, scale, h, u, mask)
+        ctx.save_for_backward(x, weight, a, b, squared, scale, h, u, mask)
         ctx.scaling, ctx.p = scaling, p
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, norm, scale, h, u, mask = ctx.saved_tensors
+        x, weight, a, b, squared, scale, h, u, mask = ctx.saved_tensors
         flat = gradients[0].reshape(-1, gradients[0].shape[-1])
         to_scale = (flat * u.reshape(flat.shape)).sum(0, dtype=torch.float32)
-        to_m = torch.where(norm > 0, to_scale / norm, 0.0)
+        to_m = torch.where(squared > 0, to_scale * squared.rsqrt(), 0.0)
         g = torch.mul(flat, scale, out=torch.empty_like(flat))
         to_h = g @ b.to(g.dtype)
         to_a = scaled_product(to_h.t(), dropped(x, mask, ctx.p).reshape(-1, x.shape[-1]), ctx.scaling, a.dtype)
@@ -124,13 +129,20 @@ class DoraLinear(LoraLinear):
         return self
 
     @torch.no_grad()
-    def norm(self, name: str) -> Float[Tensor, " out"]:
-        """‖W + s B A‖ of each row, in fp32, without W + s B A; a constant to autograd."""
+    def squared_norm(self, name: str) -> Float[Tensor, " out"]:
+        """‖W + s B A‖² of each row, in fp32, without W + s B A; a constant to autograd.
+
+        Only what A and B add is computed in the weight's dtype: its rounding is small against ‖w‖², which is exact.
+        """
         a, b, scaling = self.scaled(name)
         weight = self.base.weight if type(self.base) is nn.Linear else dense_weight(self.base)
         a, b = a.detach().to(weight.dtype), b.detach().to(weight.dtype)
         cross = torch.addmm(weight @ a.t(), b, a @ a.t(), beta=2, alpha=scaling)
-        return torch.linalg.vecdot(cross.float(), b.float()).mul_(scaling).add_(self.squares).clamp_(min=0).sqrt_()
+        return torch.add(self.squares, (cross * b).sum(1, dtype=torch.float32), alpha=scaling)
+
+    def norm(self, name: str) -> Float[Tensor, " out"]:
+        """‖W + s B A‖ of each row, in fp32."""
+        return self.squared_norm(name).clamp_(min=0).sqrt_()
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """The base's output with the active adapter's direction and lengths, if it is not merged."""
@@ -140,10 +152,10 @@ class DoraLinear(LoraLinear):
         a, b, scaling = self.scaled(name)
         m, dropout = self.lora_magnitude_vector[name], self.specs[name].dropout if self.training else 0.0
         with torch.autocast(x.device.type, enabled=False):
-            norm = self.norm(name)
+            squared = self.squared_norm(name)
         if type(self.base) is not nn.Linear:
-            return self._on_other(x, a, b, scale_of(m, norm), scaling, dropout)
-        return _DoraProduct.apply(cast(x), self.base.weight, self.base.bias, a, b, m, norm, scaling, dropout)
+            return self._on_other(x, a, b, differentiable_scale(m, squared), scaling, dropout)
+        return _DoraProduct.apply(cast(x), self.base.weight, self.base.bias, a, b, m, squared, scaling, dropout)
 
     def _on_other(self, x: Tensor, a: Tensor, b: Tensor, scale: Tensor, scaling: float, dropout: float) -> Tensor:
         """The same over a base that keeps its weight in few bits: its own product, and autograd for the rest."""
@@ -156,7 +168,7 @@ class DoraLinear(LoraLinear):
         return scaled if bias is None else scaled + bias.to(scaled.dtype)
 
     def _scale(self, name: str) -> Float[Tensor, "out 1"]:
-        return scale_of(self.lora_magnitude_vector[name].detach(), self.norm(name))[:, None]
+        return scale_of(self.lora_magnitude_vector[name].detach(), self.squared_norm(name))[:, None]
 
     @torch.no_grad()
     def merged_weight(self, name: str) -> Float[Tensor, "out in"]:

@@ -16,15 +16,27 @@ pytestmark = pytest.mark.gpu
 STEPS = 20
 
 
+def far(one: list[float], other: list[float]) -> float:
+    """The largest difference."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
 @pytest.mark.parametrize("targets", ["q,v", "all-linear"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-125m"])
 def test_losses_are_pefts_to_rounding_and_the_peak_is_at_most_pefts(model, method, dropout, targets):
-    """Rounding: within a step or two of bf16 at the size of the loss; the first step to the last bit that loss has."""
+    """The first loss agrees to a step of bf16; later ones as far as rounding moves peft's own, which AdamW's division
+    by small moments makes more of with each step: no further apart than thrice what lies between peft's losses in bf16
+    and from the same weights in fp32 (dropout draws other masks there, so that this is taken without it)."""
     mine = Setting(model, method, "bfloat16", "bfloat16", 8, 64, targets=targets, dropout=dropout)
     ours, theirs = (_one(setting, "cuda") for setting in (mine, replace(mine, method=mine.peer)))
-    assert ours["losses"] == pytest.approx(theirs["losses"], abs=0.03)
+    dry = replace(mine, method=mine.peer, dropout=0.0)
+    exact = Steps(dry, "cuda")
+    exact.model.float()
+    rounding = far(Steps(dry, "cuda").losses(STEPS), exact.losses(STEPS))
+    assert ours["losses"][0] == pytest.approx(theirs["losses"][0], abs=0.01)
+    assert far(ours["losses"], theirs["losses"]) <= 3 * rounding
     assert ours["losses"][-1] < ours["losses"][0]
     assert ours["peak_allocated_mib"] <= theirs["peak_allocated_mib"]
     assert ours["measured_mib"] <= theirs["measured_mib"]
