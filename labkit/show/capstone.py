@@ -93,7 +93,7 @@ def ladder_figure(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, A
     ax.annotate(f"usable: {room:.0f} GiB", (0.01, room), xycoords=("axes fraction", "data"), va="bottom")
     ax.set(xscale="log", yscale="log", xlabel="parameters (10⁹)", ylabel="peak on a GPU (GiB)")
     ax.set_title(_finding(rows))
-    ax.legend(loc="lower right", fontsize="small")
+    ax.legend(loc="upper left", fontsize="small")
     return fig
 
 
