@@ -48,7 +48,7 @@ def series_figure(
     _some(series)
     fig, ax = plt.subplots(figsize=(7.2, 3.9))
     for one, colour, mark in zip(series, COLOURS, MARKS, strict=False):
-        drawn = {"color": PALETTE[colour]}
+        drawn: dict[str, Any] = {"color": PALETTE[colour]}
         line = "none" if len(one.predicted) else "-"
         ax.plot(one.x, one.measured, marker=mark, ls=line, ms=6, label=one.label, **drawn)
         if len(one.predicted):
@@ -68,7 +68,7 @@ def series_words(series: Sequence[Series], what: str) -> str:
     for one in series:
         pairs: list[float | None] = [*one.predicted] or [None] * len(one.x)
         points = [
-            f"{y:.3g} at {x:.3g}" + (f" (formula {p:.3g})" if p is not None else "")
+            f"{y:.3g} at {x:.4g}" + (f" (formula {p:.3g})" if p is not None else "")
             for x, y, p in zip(one.x, one.measured, pairs, strict=True)
         ]
         mark = f"; marked at {one.at:.2g}" if one.at is not None else ""
@@ -86,6 +86,11 @@ def furthest(series: Sequence[Series]) -> float:
 def growth(xs: Sequence[float], ys: Sequence[float]) -> float:
     """The exponent p of y ~ x^p, from the first point to the last."""
     return math.log(ys[-1] / ys[0]) / math.log(xs[-1] / xs[0])
+
+
+def listed(vector: Float[Tensor, " d"], sign: str = "+") -> str:
+    """Entries to three decimals, with their signs unless `sign` is empty."""
+    return ", ".join(format(abs(v) if not sign else v, f"{sign}.3f") for v in vector.tolist())
 
 
 def estimates(
@@ -112,7 +117,7 @@ def landscape_figure(f: Any, x: Float[Tensor, " 2"], found: Float[Tensor, "count
         ax.quiver(*x, *(vector * scale), color=PALETTE["sky"], width=0.004, **arrows)
     ax.quiver(*x, *(gradient * scale), color=PALETTE["black"], width=0.010, label="gradient", **arrows)
     ax.quiver(*x, *(mean * scale), color=PALETTE["red"], width=0.006, label="mean of the estimates", **arrows)
-    ax.quiver([], [], [], [], color=PALETTE["sky"], label=f"{min(len(found), SHOWN)} of {len(found)} estimates")
+    ax.plot([], [], ls="-", lw=2, color=PALETTE["sky"], label=f"{min(len(found), SHOWN)} of {len(found)} estimates")
     ax.set(xlabel="$x_1$", ylabel="$x_2$", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
     ax.set_title(title)
     ax.legend(loc="lower left", fontsize="small", frameon=True)
