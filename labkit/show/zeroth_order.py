@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLOURS = ("blue", "orange", "green", "red", "purple", "sky")
 MARKS = ("o", "s", "^", "D", "v", "P")
 SHOWN = 40  # arrows; more hide each other
+WINDOW = 2.5  # to each side of the point
 
 
 @dataclass(frozen=True)
@@ -107,18 +108,18 @@ def landscape_figure(f: Any, x: Float[Tensor, " 2"], found: Float[Tensor, "count
 
     fig, ax = plt.subplots(figsize=(6.4, 5.0))
     gradient, mean = f.gradient(x), found.mean(0)
-    reach = float(found.norm(dim=1).quantile(0.9).clamp(min=float(gradient.norm())))
-    scale = 1.6 / reach
-    grid = torch.linspace(-3, 3, 81, dtype=x.dtype)
-    values = [[float(f(torch.stack((a, b)))) for a in grid] for b in grid]
-    ax.contour(grid, grid, values, levels=14, colors=PALETTE["grey"], linewidths=0.6, linestyles="-")
+    reach = float(found.norm(dim=1).quantile(0.8).clamp(min=float(gradient.norm())))
+    scale = 0.6 * WINDOW / reach
+    first, second = (float(at) + WINDOW * torch.linspace(-1, 1, 81, dtype=x.dtype) for at in x)
+    values = [[float(f(torch.stack((a, b)))) for a in first] for b in second]
+    ax.contour(first, second, values, levels=14, colors=PALETTE["grey"], linewidths=0.6, linestyles="-")
     arrows: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}
     for vector in found[:SHOWN]:
         ax.quiver(*x, *(vector * scale), color=PALETTE["sky"], width=0.004, **arrows)
     ax.quiver(*x, *(gradient * scale), color=PALETTE["black"], width=0.010, label="gradient", **arrows)
     ax.quiver(*x, *(mean * scale), color=PALETTE["red"], width=0.006, label="mean of the estimates", **arrows)
     ax.plot([], [], ls="-", lw=2, color=PALETTE["sky"], label=f"{min(len(found), SHOWN)} of {len(found)} estimates")
-    ax.set(xlabel="$x_1$", ylabel="$x_2$", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+    ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", xlim=_ends(first), ylim=_ends(second))
     ax.set_title(title)
     ax.legend(loc="lower left", fontsize="small", frameon=True)
     return fig
@@ -184,6 +185,10 @@ def recorded_finding(series: Sequence[Series]) -> str:
     _some(series)
     sizes = [x for one in series for x in one.x]
     return f"From d = {min(sizes):,} to {max(sizes):,} the variance is d times ‖∇f‖², to {furthest(series):.0%}"
+
+
+def _ends(grid: Tensor) -> tuple[float, float]:
+    return float(grid[0]), float(grid[-1])
 
 
 def _some(given: Any) -> None:
