@@ -128,6 +128,15 @@ def test_isserlis_moments_symbolically():
     assert moment(h, eye) == pytest.approx((d + 2) * trace)
     assert moment(h, h, eye) == pytest.approx((d + 4) * (trace**2 + 2 * square))
     assert moment(torch.outer(a, a), h) == pytest.approx(trace * float(a @ a) + 2 * float(a @ h @ a))
+    # And the variance that is made of them, at a τ at which every term matters.
+    f, x, tau = Quadratic(h, offset=0.7), a, 1.3
+    slope = f.gradient(x)
+    forward = moment(torch.outer(slope, slope), eye) + tau**2 / 4 * moment(h, h, eye) - float(slope @ slope)
+    assert theory.variance(f, x, tau, "forward") == pytest.approx(forward)
+    value = float(f(x))
+    assert theory.variance(f, x, tau, "one-point") == pytest.approx(
+        forward + d * value**2 / tau**2 + value * moment(h, eye)
+    )
 
 
 def pairings(letters):
