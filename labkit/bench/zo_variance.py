@@ -154,10 +154,8 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _loss(scale: Scale, dtype: str) -> tuple[Objective, Tensor, Tensor | None]:
-    """The model's loss on one batch as a function of its weights in `dtype`, these, and in fp32 the exact gradient."""
-    import torch
-
+def _loss(scale: Scale, dtype: str) -> tuple[Objective, Tensor]:
+    """The model's loss on one batch as a function of its weights in `dtype`, and these."""
     from labkit import models
     from labkit.tasks import Sentiment
     from labkit.zeroth.gradient import LossOfWeights
@@ -167,18 +165,20 @@ def _loss(scale: Scale, dtype: str) -> tuple[Objective, Tensor, Tensor | None]:
     model = models.load(scale.model, dtype=dtype, device=scale.device)
     model.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
     f = LossOfWeights(model, lambda m: task.loss(m, batch))
-    x = f.vector()
-    return f, x, torch.func.grad(f)(x) if dtype == "float32" else None
+    return f, f.vector()
 
 
 def _model(scale: Scale, before: set[tuple]) -> Iterator[dict]:
     """Samples in fp32, then the error of slopes by τ in each of the formats that models have."""
+    import torch
+
     from labkit.zeroth import gradient_theory as theory
     from labkit.zeroth.gradient import DIRECTIONS
     from labkit.zeroth.measure import sample, slope_errors
 
-    f, x, gradient = _loss(scale, "float32")
-    assert gradient is not None
+    wide, x = _loss(scale, "float32")
+    exact = torch.func.grad(wide)
+    f, gradient = wide, exact(x)
     d, (once, few) = x.numel(), MODEL_SAMPLES["tiny" if scale.name == "tiny" else "small"]
     for directions, (n, samples) in product(DIRECTIONS, ((1, once), (8, few))):
         # On the unit sphere τ is the whole length of the step.
@@ -190,7 +190,8 @@ def _model(scale: Scale, before: set[tuple]) -> Iterator[dict]:
             yield row | numbers | {"slope_error": None, "effective_rank": None, "model": scale.model}
     for dtype in ("float32", "bfloat16"):
         if dtype != "float32":
-            f, x, _ = _loss(scale, dtype)
+            f, x = _loss(scale, dtype)
+            gradient = exact(x.float())  # where the rounded weights are
         for tau in MODEL_TAUS:
             row = _row("model", "tau", "central", "gaussian", d, 1, tau, dtype)
             if tuple(row.values())[:8] not in before:

@@ -53,7 +53,8 @@ def series_figure(
         line = "none" if len(one.predicted) else "-"
         ax.plot(one.x, one.measured, marker=mark, ls=line, ms=6, label=one.label, **drawn)
         if len(one.predicted):
-            ax.plot(one.x, one.predicted, ls="-", lw=1, marker="", **drawn)
+            alone = "_" if len(one.x) == 1 else ""  # a line through one point would not be seen
+            ax.plot(one.x, one.predicted, ls="-", lw=1, marker=alone, ms=16, **drawn)
         if one.at is not None:
             ax.axvline(one.at, ls=":", lw=1.2, **drawn)
     ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
@@ -167,24 +168,29 @@ def descents_words(runs: Mapping[str, Sequence[tuple[float, float]]], what: str)
     return f"{what}. {'; '.join(ends)}."
 
 
+def _by_dimension(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The table's rows in which d changes."""
+    chosen = [row for row in rows if row["sweep"] == "d" and row["variance"] is not None]
+    _some(chosen)
+    return sorted(chosen, key=lambda row: row["d"])
+
+
 def recorded_series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
-    """The table's variance by dimension, for each part and direction: n = 1, central, fp32 or wider, one τ each."""
-    chosen = [r for r in rows if r["estimator"] == "central" and r["n"] == 1 and r["variance"] is not None]
-    chosen = [r for r in chosen if r["dtype"] in ("float32", "float64") and r["sweep"] == "d"]
-    names = list(dict.fromkeys((r["part"], r["directions"]) for r in chosen))
-    made = []
-    for part, directions in names:
-        own = sorted((r for r in chosen if (r["part"], r["directions"]) == (part, directions)), key=lambda r: r["d"])
-        xs, ys, ps = ([r[name] for r in own] for name in ("d", "variance", "predicted_variance"))
+    """The table's variance by dimension, for each part and direction."""
+    chosen, made = _by_dimension(rows), []
+    for part, directions in dict.fromkeys((row["part"], row["directions"]) for row in chosen):
+        own = [row for row in chosen if (row["part"], row["directions"]) == (part, directions)]
+        xs, ys, ps = ([row[name] for row in own] for name in ("d", "variance", "predicted_variance"))
         made.append(Series(f"{part}, {directions}", xs, ys, ps))
     return made
 
 
-def recorded_finding(series: Sequence[Series]) -> str:
-    """Over which range of d the variance follows the formula, and how closely."""
-    _some(series)
-    sizes = [x for one in series for x in one.x]
-    return f"From d = {min(sizes):,} to {max(sizes):,} the variance is d times ‖∇f‖², to {furthest(series):.0%}"
+def recorded_finding(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Over which range of d the variance follows the formula, and how far off the furthest point is."""
+    chosen = _by_dimension(rows)
+    off = max(abs(row["variance"] - row["predicted_variance"]) / row["variance_error"] for row in chosen)
+    span = f"d = {chosen[0]['d']:,} to {chosen[-1]['d']:,}"
+    return f"{span}: the variance is d ‖∇f‖², and no point is more than {off:.1f} standard errors off"
 
 
 def _ends(grid: Tensor) -> tuple[float, float]:

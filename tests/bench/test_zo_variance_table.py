@@ -80,4 +80,9 @@ def test_the_lesson_can_draw_it(rows):
         f"{part}, {kind}" for part in ("quadratic", "model") for kind in ("gaussian", "sphere", "rademacher")
     ]
     assert list(series[0].x) == list(bench.SIZES)
-    assert figures.recorded_finding(series).startswith("From d = 4 to ")
+    exact = [row | {"variance": row["predicted_variance"]} for row in rows if row["variance"] is not None]
+    assert figures.recorded_finding(exact).endswith("no point is more than 0.0 standard errors off")
+    drawn = [row for row in exact if row["sweep"] == "d"]
+    drawn[2]["variance"] += 2.5 * drawn[2]["variance_error"]
+    assert figures.recorded_finding(drawn).endswith("no point is more than 2.5 standard errors off")
+    assert figures.recorded_finding(rows).startswith(f"d = 4 to {series[-1].x[0]:,}: the variance")
