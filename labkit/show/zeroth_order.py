@@ -186,11 +186,10 @@ def recorded_series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
 
 
 def recorded_finding(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Over which range of d the variance follows the formula, and how far off the furthest point is."""
+    """Up to which d the variance follows the formula, and how far off the furthest point is."""
     chosen = _by_dimension(rows)
     off = max(abs(row["variance"] - row["predicted_variance"]) / row["variance_error"] for row in chosen)
-    span = f"d = {chosen[0]['d']:,} to {chosen[-1]['d']:,}"
-    return f"{span}: the variance is d ‖∇f‖², and no point is more than {off:.1f} standard errors off"
+    return f"The variance is d ‖∇f‖² up to d = {chosen[-1]['d']:,}, within {off:.1f} standard errors"
 
 
 def _ends(grid: Tensor) -> tuple[float, float]:

@@ -81,8 +81,8 @@ def test_the_lesson_can_draw_it(rows):
     ]
     assert list(series[0].x) == list(bench.SIZES)
     exact = [row | {"variance": row["predicted_variance"]} for row in rows if row["variance"] is not None]
-    assert figures.recorded_finding(exact).endswith("no point is more than 0.0 standard errors off")
+    assert figures.recorded_finding(exact).endswith("within 0.0 standard errors")
     drawn = [row for row in exact if row["sweep"] == "d"]
     drawn[2]["variance"] += 2.5 * drawn[2]["variance_error"]
-    assert figures.recorded_finding(drawn).endswith("no point is more than 2.5 standard errors off")
-    assert figures.recorded_finding(rows).startswith(f"d = 4 to {series[-1].x[0]:,}: the variance")
+    assert figures.recorded_finding(drawn).endswith("within 2.5 standard errors")
+    assert figures.recorded_finding(rows).startswith(f"The variance is d ‖∇f‖² up to d = {series[-1].x[0]:,}, within ")
