@@ -1,0 +1,223 @@
+"""Wrong answers to lab 14 that look right: each loses exactly the graded cells named here. RIGHT ones lose nothing."""
+
+from __future__ import annotations
+
+from . import whole14
+from .answers import Answers
+
+LAB = "14-zeroth-order"
+_answers = Answers(LAB)
+_wrong = _answers.wrong
+
+ESTIMATE, MEAN, TAU, STEP, PRICE = "ex1-estimate", "ex2-mean", "ex3-tau", "ex4-step", "ex5-price"
+BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
+
+_NORMAL = "torch.randn(x.shape, generator=generator, dtype=torch.promote_types(x.dtype, torch.float32))"
+_TOTAL = "total.add_(u, alpha=x.numel() * (float(f(x + tau * u)) - here) / tau / n)"
+
+RIGHT = {
+    "estimate-by-normal": (ESTIMATE, whole14.NORMAL_RIGHT),
+    "mean-divided-at-the-end": (MEAN, whole14.STACKED_WEIGHTS),
+    "tau-by-a-loop": (TAU, whole14.NEXT_UP),
+    "step-restored-in-finally": (STEP, whole14.FINALLY),
+    "price-by-pairs": (PRICE, whole14.BY_PAIRS),
+}
+
+# fmt: off
+MUTANTS = {
+    "estimate-no-two": _wrong(
+        ESTIMATE, BOTH, "Divided by τ and not by 2τ.", "/ (2 * tau)", "/ tau"),
+    "estimate-not-divided": _wrong(
+        ESTIMATE, BOTH, "The difference is not divided at all.",
+        "(ahead - behind) / (2 * tau) * z",
+        "(ahead - behind) * z"),
+    "estimate-halves-only": _wrong(
+        ESTIMATE, BOTH, "(…) / 2 * τ is not (…) / (2 τ).", "/ (2 * tau)", "/ 2 * tau"),
+    "estimate-fresh-direction": _wrong(
+        ESTIMATE, BOTH, "A fresh direction for the second value.",
+        "behind = ", f"z = {_NORMAL}\nbehind = "),
+    "estimate-forward": _wrong(
+        ESTIMATE, BOTH, "A forward difference.", "(x - tau * z)", "x", "/ (2 * tau)", "/ tau"),
+    "estimate-factor-d": _wrong(
+        ESTIMATE, BOTH, "The sphere's factor d on normal directions.",
+        "/ (2 * tau) * z", "/ (2 * tau) * z * x.numel()"),
+    "estimate-uphill-down": _wrong(
+        ESTIMATE, BOTH, "The sign is wrong.", "(ahead - behind)", "(behind - ahead)"),
+    "estimate-uniform": _wrong(
+        ESTIMATE, BOTH, "Uniform entries in ±√3, of variance 1, which are not normal.",
+        _NORMAL, f"({_NORMAL.replace('randn', 'rand')} - 0.5) * 12**0.5"),
+    "estimate-signs": _wrong(
+        ESTIMATE, BOTH, "Entries ±1, where normal ones are asked for.",
+        f"z = {_NORMAL}", f"z = {_NORMAL}.sign()"),
+    "estimate-of-length-one": _wrong(
+        ESTIMATE, BOTH, "z is divided by its length, without the factor d.",
+        f"z = {_NORMAL}", f"z = {_NORMAL}\nz = z / z.norm()"),
+    "estimate-not-times-z": _wrong(
+        ESTIMATE, BOTH, "The slope alone, in every entry.", "/ (2 * tau) * z", "/ (2 * tau) * torch.ones_like(z)"),
+    "estimate-sign-of-z": _wrong(
+        ESTIMATE, BOTH, "The slope times the sign of z.", "/ (2 * tau) * z", "/ (2 * tau) * z.sign()"),
+    "estimate-in-place": _wrong(
+        ESTIMATE, BOTH, "x is moved there and back, which changes its last bits.", code=whole14.IN_PLACE),
+    "estimate-not-moved-back": _wrong(
+        ESTIMATE, BOTH, "x is left at the second point.",
+        "behind = float(f((x - tau * z).to(x.dtype)))", "x -= tau * z\nbehind = float(f(x))"),
+    "estimate-own-generator": _wrong(
+        ESTIMATE, BOTH, "Drawn from torch's own generator.", "generator=generator, ", ""),
+    "estimate-seeded-anew": _wrong(
+        ESTIMATE, BOTH, "Seeded anew in each call: the same direction for ever.",
+        "generator=generator", "generator=torch.Generator().manual_seed(0)"),
+    "estimate-drawn-narrow": _wrong(
+        ESTIMATE, HIDDEN, "z is drawn in the dtype of x.", "dtype=torch.promote_types(x.dtype, torch.float32)",
+        "dtype=x.dtype"),
+    "estimate-asked-wide": _wrong(
+        ESTIMATE, HIDDEN, "f is asked in float32, though the weights are bfloat16.", "f((x + tau * z).to(x.dtype))",
+        "f(x + tau * z)"),
+    "estimate-always-double": _wrong(
+        ESTIMATE, BOTH, "z is float64 for every x.", "torch.promote_types(x.dtype, torch.float32)", "torch.float64"),
+    "estimate-values-subtracted-narrow": _wrong(
+        ESTIMATE, HIDDEN, "bfloat16 values are subtracted and divided before they become floats.",
+        "ahead = float(f((x + tau * z).to(x.dtype)))", "ahead = f((x + tau * z).to(x.dtype))",
+        "behind = float(f((x - tau * z).to(x.dtype)))", "behind = f((x - tau * z).to(x.dtype))",
+        "return (ahead - behind) / (2 * tau) * z", "return float((ahead - behind) / (2 * tau)) * z"),
+    "estimate-for-vectors-only": _wrong(
+        ESTIMATE, HIDDEN, "Right for vectors only.", "torch.randn(x.shape,", "torch.randn(len(x),"),
+    "mean-same-direction": _wrong(
+        MEAN, BOTH, "Every direction is the same: the generator is set back.",
+        "for _ in range(n):", "state = generator.get_state()\nfor _ in range(n):\n    generator.set_state(state)"),
+    "mean-one-direction": _wrong(
+        MEAN, BOTH, "One direction for all n.",
+        "for _ in range(n):\n    u = torch.randn(x.shape, generator=generator, dtype=x.dtype)\n    u /= u.norm()",
+        "u = torch.randn(x.shape, generator=generator, dtype=x.dtype)\nu /= u.norm()\nfor _ in range(n):"),
+    "mean-is-a-sum": _wrong(
+        MEAN, BOTH, "The sum in the place of the mean.", "/ tau / n)", "/ tau)"),
+    "mean-no-factor": _wrong(
+        MEAN, BOTH, "Without the factor d, the mean is ∇f / d.", "x.numel() * ", ""),
+    "mean-root-of-d": _wrong(
+        MEAN, BOTH, "√d in the place of d.", "x.numel() * ", "x.numel() ** 0.5 * "),
+    "mean-f-asked-each-time": _wrong(
+        MEAN, BOTH, "f(x) is asked for each direction: 2n queries.", "- here)", "- float(f(x)))"),
+    "mean-of-slopes": _wrong(
+        MEAN, BOTH, "The mean slope times the mean direction.", code=whole14.ADVERSE_SUM) | {"at_least": True},
+    "mean-not-normalized": _wrong(
+        MEAN, BOTH, "Normal directions with the sphere's factor d.", "u /= u.norm()\n", "pass\n"),
+    "mean-from-a-cube": _wrong(
+        MEAN, BOTH, "Points of a cube, divided by their length: corners are preferred.",
+        "torch.randn(x.shape, generator=generator, dtype=x.dtype)",
+        "2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1"),
+    "mean-along-signs": _wrong(
+        MEAN, BOTH, "Corners of a cube.", "u /= u.norm()", "u = u.sign() / x.numel() ** 0.5"),
+    "mean-one-side-only": _wrong(
+        MEAN, BOTH, "Only the half of the sphere where the first entry is positive.",
+        "u /= u.norm()", "u[0].abs_()\nu /= u.norm()"),
+    "mean-list-of-directions": _wrong(
+        MEAN, BOTH, "All directions are held at once.", code=whole14.LIST_OF_POINTS),
+    "mean-central": _wrong(
+        MEAN, BOTH, "Central differences.", "(float(f(x + tau * u)) - here) / tau",
+        "(float(f(x + tau * u)) - float(f(x - tau * u))) / tau / 2"),
+    "mean-nothing-refused": _wrong(
+        MEAN, HIDDEN, "No directions give a mean of 0.", "if n < 1:", "if False:"),
+    "mean-zero-passes": _wrong(
+        MEAN, HIDDEN, "n = 0 passes.", "if n < 1:", "if n < 0:"),
+    "mean-forgets-tau": _wrong(
+        MEAN, BOTH, "Not divided by τ.", "/ tau / n", "/ n"),
+    "tau-whole-spacing": _wrong(
+        TAU, BOTH, "eps is the whole spacing, u the half.", "eps / 2", "eps"),
+    "tau-square-root": _wrong(
+        TAU, BOTH, "The root of a forward difference.", "** (1 / 3)", "** 0.5"),
+    "tau-integer-root": _wrong(
+        TAU, BOTH, "1 // 3 is 0.", "** (1 / 3)", "** (1 // 3)"),
+    "tau-no-three": _wrong(
+        TAU, BOTH, "The 3 is missing.", "3 * u", "u"),
+    "tau-no-value": _wrong(
+        TAU, BOTH, "|f| is taken for 1.", " * abs(value)", ""),
+    "tau-sign-of-the-value": _wrong(
+        TAU, HIDDEN, "A negative value has a complex root.", "abs(value)", "value") | {"at_least": True},
+    "tau-sign-of-the-derivative": _wrong(
+        TAU, HIDDEN, "A negative derivative has a complex root.", "abs(third)", "third") | {"at_least": True},
+    "tau-always-float32": _wrong(
+        TAU, BOTH, "u of float32 for every dtype.", "torch.finfo(x.dtype)", "torch.finfo(torch.float32)"),
+    "tau-floor-forgotten": _wrong(
+        TAU, BOTH, "Weights may stand still.", "return max(best, 2.0**power)", "return best"),
+    "tau-rounding-forgotten": _wrong(
+        TAU, BOTH, "Only the weights' spacing.", "return max(best, 2.0**power)", "return 2.0**power"),
+    "tau-smaller-of-two": _wrong(
+        TAU, BOTH, "The smaller of the two.", "max(best", "min(best"),
+    "tau-not-rounded": _wrong(
+        TAU, BOTH, "The sum stays in float32, where everything moves.", ".to(x.dtype)", ""),
+    "tau-all-must-move": _wrong(
+        TAU, HIDDEN, "Not even 1 % may stay.", "<= 0.01 * x.numel()", "<= 0"),
+    "tau-less-than-one-percent": _wrong(
+        TAU, HIDDEN, "Less than 1 %, where at most 1 % is said.", "<= 0.01", "< 0.01"),
+    "tau-most-may-stay": _wrong(
+        TAU, HIDDEN, "Half of them may stay.", "0.01", "0.5"),
+    "tau-by-the-largest-weight": _wrong(
+        TAU, HIDDEN, "A bound by the largest weight and the mean direction.", code=whole14.HALF_SPACING),
+    "tau-no-error": _wrong(
+        TAU, HIDDEN, "Where nothing moves, τ* is returned.",
+        "raise ValueError(\"More than 1 % of the weights never move.\")", "return best"),
+    "step-drifts": _wrong(
+        STEP, BOTH, "Moved there and back: x is not x any more, and an error leaves it perturbed.",
+        code=whole14.DRIFTING),
+    "step-not-restored": _wrong(
+        STEP, BOTH, "The update starts at the second point.",
+        "move(-rate * slope)",
+        "for p, z in zip(parameters, directions, strict=True):\n        p.copy_(p + -rate * slope * z)"),
+    "step-uphill": _wrong(
+        STEP, BOTH, "The step goes uphill.", "move(-rate * slope)", "move(rate * slope)"),
+    "step-no-two": _wrong(
+        STEP, BOTH, "Divided by τ and not by 2τ.", "/ (2 * tau)", "/ tau"),
+    "step-second-move-from-the-first": _wrong(
+        STEP, BOTH, "The second point is x itself.", "move(-tau)", "move(0.0)"),
+    "step-two-tau": _wrong(
+        STEP, BOTH, "The second point lies at x - 2τz.", "move(-tau)", "move(-2 * tau)"),
+    "step-stays-after-an-error": _wrong(
+        STEP, BOTH, "An error leaves the weights perturbed.",
+        "except BaseException:\n        move(0.0)\n        raise", "finally:\n        pass"),
+    "step-error-swallowed": _wrong(
+        STEP, BOTH, "The error is swallowed.", "        raise\n", "        return 0.0\n"),
+    "step-with-autograd": _wrong(
+        STEP, BOTH, "Autograd is on while the loss is computed.", "ahead = float(loss())",
+        "with torch.enable_grad():\n            ahead = float(loss())"),
+    "step-replaced": _wrong(
+        STEP, BOTH, "The parameters get other storages.", "p.copy_(x + by * z)", "p.data = x + by * z"),
+    "step-first-parameter-only": _wrong(
+        STEP, BOTH, "Only the first parameter moves.", "zip(parameters, old, directions, strict=True)",
+        "[(parameters[0], old[0], directions[0])]"),
+    "step-no-update": _wrong(
+        STEP, BOTH, "The slope is found, and nothing learns.", "move(-rate * slope)", "move(0.0)"),
+    "step-asked-three-times": _wrong(
+        STEP, BOTH, "The loss is asked at x as well.", "old = [p.detach().clone() for p in parameters]",
+        "old = [p.detach().clone() for p in parameters]\nwith torch.no_grad():\n    loss()"),
+    "step-returns-a-tensor": _wrong(
+        STEP, BOTH, "A tensor is returned.", "return slope", "return torch.tensor(slope)"),
+    "step-returns-the-loss": _wrong(
+        STEP, BOTH, "The loss is returned.", "return slope", "return ahead"),
+    "price-by-the-dimension": _wrong(
+        PRICE, BOTH, "d ‖H‖ in the place of the trace.", "float(H.trace())",
+        "len(v) * float(torch.linalg.matrix_norm(H, 2))"),
+    "price-d": _wrong(
+        PRICE, BOTH, "d in the place of the trace.", "float(H.trace())", "len(v)"),
+    "price-no-two": _wrong(
+        PRICE, BOTH, "2 vᵀHv is forgotten.", " + 2 * along\n", "\n"),
+    "price-all-divided": _wrong(
+        PRICE, BOTH, "All of it is divided by n: with many directions a step would be for nothing.",
+        "once / n + (n - 1) / n * along", "once / n"),
+    "price-not-divided": _wrong(
+        PRICE, BOTH, "n changes nothing.", "once / n + (n - 1) / n * along", "once"),
+    "price-pairs-not-counted": _wrong(
+        PRICE, BOTH, "vᵀHv is added whole.", "(n - 1) / n * along", "along"),
+    "price-whole-promise": _wrong(
+        PRICE, BOTH, "The decrease is the slope's promise, without what bends back.", "rate * square / 2",
+        "rate * square"),
+    "price-half-the-rate": _wrong(
+        PRICE, BOTH, "The largest value of a parabola lies at a/b, not at a/2b.", "rate = square / bent",
+        "rate = square / bent / 2"),
+    "price-gradient-descent": _wrong(
+        PRICE, BOTH, "Gradient descent's step.", "rate = square / bent", "rate = square / along"),
+    "price-tensors": _wrong(
+        PRICE, BOTH, "Tensors, where floats are asked for.", "return rate, rate * square / 2",
+        "return torch.tensor(rate), torch.tensor(rate * square / 2)"),
+    "price-norm-of-h": _wrong(
+        PRICE, BOTH, "Frobenius' norm in the place of the trace.", "float(H.trace())", "float(H.norm())"),
+}
+# fmt: on
