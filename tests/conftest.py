@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -55,8 +56,26 @@ def machine_scale(monkeypatch):
     monkeypatch.delenv("LABKIT_SCALE", raising=False)
 
 
+# Files whose tests share nothing, or nothing but a lesson's, and that would keep one process busy to the end.
+APART = ("tests/notebooks/test_run.py",)
+BY_LESSON = ("tests/mutants/test_mutants.py", "tests/grading/test_release.py")
+_LESSON = re.compile(r"\[(\d\d)-")
+
+
+def group_of(path: str, nodeid: str) -> str:
+    """Which tests stay in one process, in order, where several run side by side: a file's; "" for none."""
+    lesson = _LESSON.search(nodeid)
+    if path in APART:
+        return ""
+    return f"{path}:{lesson[1]}" if path in BY_LESSON and lesson else path
+
+
 def pytest_collection_modifyitems(items):
-    """Skip tests marked `gpu` where torch finds no CUDA device, and say so."""
+    """Skip tests marked `gpu` where torch finds no CUDA device, and say so; group all for `--dist loadgroup`."""
+    for item in items:
+        path = item.nodeid.partition("::")[0]
+        if group := group_of(path, item.nodeid):
+            item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and (reason := _no_gpu()):
         for item in marked:

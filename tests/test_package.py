@@ -166,7 +166,7 @@ def command_lines(language: str) -> list[str]:
 def test_the_quick_start_is_two_lines_for_each_kind_of_shell():
     first, second = command_lines("bash")
     assert first.startswith("python3 -m venv .venv && ") and first.endswith("labkit lab 00") and " -e ." in first
-    assert '".[test]"' in second and second.endswith("-m pytest")
+    assert '".[test]"' in second and second.endswith("-m pytest -n 2 --dist loadgroup")
     first, second = command_lines("powershell")
     assert "&&" not in first + second, "PowerShell 5, which Windows ships, knows no &&"
     assert "labkit lab 00" in first and '".[test]"' in second and "-m pytest" in second
