@@ -28,7 +28,7 @@ LAYERS = {
     0: ("errors", "files", "paths", "machine", "probe", "scale", "assets", "download", "pinned", "lessons"),
     1: ("models", "published", "tasks", "sentences", "instructions"),
     2: ("methods", "run", "training", "ledger", "energy", "baselines"),
-    3: ("adapters", "layerwise", "memory", "numerics", "parallel"),
+    3: ("adapters", "layerwise", "memory", "numerics", "parallel", "zeroth"),
     4: ("planner", "ways"),
     5: ("show", "bench", "grading", "pretrain"),
     6: ("cli", "commands", "__main__", "__init__"),

@@ -91,7 +91,9 @@ def replay(model: torch.nn.Module, trajectory: Trajectory, steps: int | None = N
     """
     header, weights = trajectory.header, trained(model)
     if fingerprint(weights) != header["fingerprint"]:
-        raise LabError("These are not the weights that the trajectory begins with.", "Load the model that it was made of.")
+        raise LabError(
+            "These are not the weights that the trajectory begins with.", "Load the model that it was made of."
+        )
     restore = restore_of(header["restore"], weights)
     for rows in list(trajectory.steps())[:steps]:
         replay_rows(restore, rows, header["perturbation_scale"])

@@ -112,7 +112,9 @@ class Perturbed(TorchFunctionMode):
             out[..., begin:stop] = F.linear(input, rows, None if bias is None else bias[begin:stop])
         return out
 
-    def _looked_up(self, input: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any):
+    def _looked_up(
+        self, input: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
+    ):
         return max_norm is None and id(weight) in self._weights
 
     def _rows(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:

@@ -136,7 +136,9 @@ class Trajectory:
         try:
             return cls.unpack(Path(path).read_bytes())
         except OSError as error:
-            raise LabError(f"{path} cannot be read ({error.strerror}).", "Give a file that a run has written.") from error
+            raise LabError(
+                f"{path} cannot be read ({error.strerror}).", "Give a file that a run has written."
+            ) from error
 
     @classmethod
     def unpack(cls, data: bytes) -> Trajectory:

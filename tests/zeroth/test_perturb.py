@@ -131,6 +131,10 @@ def test_the_share_that_stays_is_what_the_spacing_says():
         return perturb.trained(model.to(dtype))
 
     # Half a spacing is 2^-14 in bf16 there and 2^-17 in fp16.
-    for dtype, eps, half in ((torch.bfloat16, 1e-3, 2**-14), (torch.float16, 1e-5, 2**-17), (torch.bfloat16, 1e-5, 2**-14)):
+    for dtype, eps, half in (
+        (torch.bfloat16, 1e-3, 2**-14),
+        (torch.float16, 1e-5, 2**-17),
+        (torch.bfloat16, 1e-5, 2**-14),
+    ):
         expected = torch.erf(torch.tensor(half / eps / 2**0.5)).item()
         assert unmoved(weights(dtype), eps) == pytest.approx(expected, abs=0.05)

@@ -118,9 +118,10 @@ class Held(TorchDispatchMode):
 
 def test_no_weight_is_copied_whole(monkeypatch):
     """A model whose head is 98 % of the weights: what is made at once is a 128th of it, not it."""
-    monkeypatch.setattr(noise, "PIECE", 64)
+    monkeypatch.setattr(noise, "PIECE", 512)
     monkeypatch.setattr(noise, "_scratch", noise._Scratch())
-    monkeypatch.setattr(perturb, "CHUNK", 256)
+    monkeypatch.setattr(perturb, "CHUNK", 2048)
+    noise.normal((0, 0), 0, 4)  # buffers of one size for all models
     monkeypatch.setattr("labkit.zeroth.restore.SLOT_MIN", 0)
     model = nn.Sequential(nn.Embedding(4096, 64), nn.Linear(64, 64), nn.Linear(64, 4096, bias=False))
     model[2].weight = model[0].weight
