@@ -1,9 +1,9 @@
 """MeZO on adapters: few values are perturbed, the frozen weights may be in any format (Malladi et al. 2023, section 3).
 
 The paper runs MeZO on LoRA (r = 8, α = 16 on queries and values) and on a prefix of 5 positions that starts from real
-tokens, and finds both about as good as on all weights; the learning rates are larger, 10⁻⁵ to 10⁻⁴ for LoRA and 10⁻² to
-10⁻³ for a prefix, and ε is 10⁻² for LoRA and 10⁻¹ for a prefix. A zeroth-order step moves along one random direction of
-d, yet its cost does not fall with d: what adapters save is the noise's making and writing, and the trajectory's model.
+tokens, and finds both about as good as on all weights; the learning rates are larger, 5 10⁻⁵ to 10⁻⁴ for LoRA and 10⁻³
+to 10⁻² for a prefix, and so is ε, 10⁻² and 10⁻¹. Two forward passes cost the same whatever trains; what adapters save
+is making the noise and writing it.
 
 The adapters are those of `labkit.adapters`, as backpropagation trains them there.
 """
@@ -40,9 +40,12 @@ class MezoLora(Mezo):
 
 @dataclass
 class MezoPrefix(Mezo):
-    """Zeroth-order training of a prefix; see `labkit.adapters.prefix.PrefixTuning` for the fields."""
+    """Zeroth-order training of a prefix; see `labkit.adapters.prefix.PrefixTuning` for the fields.
 
-    learning_rate: float = 1e-2
+    The default rate is one for the course's small model, ten times the paper's largest.
+    """
+
+    learning_rate: float = 1e-1
     perturbation_scale: float = 1e-1
     length: int = 5
     start: str = "words"

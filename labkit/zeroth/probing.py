@@ -3,9 +3,9 @@
     x = the last token's hidden state, as the head sees it        minimize   mean −log p(y | W x + b) + λ/2 ‖W‖²
 
 It costs one forward pass over the examples and holds no activation, so it needs the memory of inference, as MeZO does,
-and is the baseline for it in Malladi et al. 2023 (arXiv:2305.17333, appendix E). The problem is convex; L-BFGS (Liu &
-Nocedal 1989) finds its one minimum from a few thousand cached numbers. `labkit.methods.LinearProbing` trains such a head
-by AdamW batch by batch instead.
+and is a baseline for it in Malladi et al. 2023 (arXiv:2305.17333). The problem is convex; L-BFGS (Liu & Nocedal 1989)
+finds its one minimum from the cached features. `labkit.methods.LinearProbing` trains such a head by AdamW, batch by
+batch, instead.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     walk     w + εz,  then − 2εz,  then + εz − η g z         in place, as MeZO's algorithm says; no memory at all
     exact    round(w + εz) where it is needed, and w is never written but by the update; memory: one slot
 
-In exact arithmetic they are the same. In 16 bits each of the walk's steps rounds, and w comes back as another w: by
-5 10⁻⁴ of its size in fp16 and 4 10⁻³ in bf16 at worst, in each step, which adds up like a second, blind noise. Where the
-walk's steps follow each other without a forward pass in between, they are made as one, with one rounding: back to w,
-update, and out in the next step's direction.
+In exact arithmetic they are the same. In 16 bits each of the walk's moves rounds, by up to 5 10⁻⁴ of a value in fp16
+and 4 10⁻³ in bf16, and w comes back as another w; over steps this adds up like a second, blind noise. Where moves
+follow each other without a forward pass in between, they are made as one, with one rounding: back to w, the update, and
+out in the next step's direction.
 
 `Perturbed` needs no change to the model: while it is on, every torch function that is given a trained tensor is given
 round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/128 of the weights' bytes,
@@ -32,9 +32,9 @@ from labkit.zeroth.perturb import Terms, Weight
 SLOT_SHARE, SLOT_MIN = 128, 2**18
 # What is asked about a tensor, and is the same at w and at w + εz.
 ABOUT = {
-    "shape", "dtype", "device", "layout", "requires_grad", "ndim", "is_leaf", "is_cuda", "is_cpu", "is_sparse", "is_mps",
-    "is_quantized", "is_meta", "grad", "grad_fn", "names", "itemsize", "nbytes", "_version", "is_nested", "is_xpu",
-    "size", "dim", "numel", "nelement", "element_size", "stride", "storage_offset", "is_contiguous", "data_ptr",
+    "shape", "dtype", "device", "layout", "requires_grad", "ndim", "is_leaf", "is_cuda", "is_cpu", "is_sparse",
+    "is_mps", "is_quantized", "is_meta", "grad", "grad_fn", "names", "itemsize", "nbytes", "_version",
+    "is_nested", "is_xpu", "size", "dim", "numel", "nelement", "element_size", "stride", "storage_offset", "is_contiguous", "data_ptr",
     "is_floating_point", "is_complex", "untyped_storage", "get_device", "__len__", "__hash__", "is_inference",
 }  # fmt: skip
 
@@ -191,7 +191,7 @@ class Walk:
 
     @contextmanager
     def at(self, terms: Terms) -> Iterator[None]:
-        """In which the model computes at w + Σ scale · z, and after which it stays there until something else is due."""
+        """In which the model computes at w + Σ scale · z; afterwards it stays there until something else is due."""
         self._go(dict(terms))
         yield
 

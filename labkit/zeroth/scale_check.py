@@ -1,7 +1,7 @@
 """Whether ε moves the weights at all: w + ε z is w again where ε |z| is less than half the spacing of numbers at w.
 
 At |w| = 2⁻⁶ the spacing is 2⁻¹⁶ in fp16 and 2⁻¹³ in bf16. With ε = 10⁻³ nearly every weight moves in both; with 10⁻⁵
-one of three does in fp16, and in bf16 none. What does not move has no part in ℓ₊ − ℓ₋ and is updated by g z all the same.
+fewer than half do in fp16, and none in bf16. What does not move has no part in ℓ₊ − ℓ₋, and the update is noise to it.
 """
 
 from __future__ import annotations

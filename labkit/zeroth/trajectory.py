@@ -1,8 +1,8 @@
 """A run as its trajectory: 32 bytes a direction, from which the weights come back bitwise.
 
-All that a step adds to the weights is −η/n Σ gᵢ z(seedᵢ) and decay, so seed, g, η and λ are the step. A fine-tuned model
-of 13 billion weights in 16 bits, 26 GB, is its pretrained one and 20,000 such rows, 640 kB (Malladi et al. 2023,
-arXiv:2305.17333, section 2.1, count less than 0.1 MB: a seed for the run and 16 bits for each g).
+All that a step adds to the weights is −η/n Σ gᵢ z(seedᵢ) and decay, so seed, g, η and λ are the step. A fine-tuned
+model of 13 billion weights in 16 bits, 26 GB, is its pretrained one and 20,000 such rows, 640 kB (Malladi et al. 2023,
+arXiv:2305.17333, count less than 0.1 MB: one seed for the run, and 2 bytes for each g).
 
     header   magic · length · JSON: settings, and a fingerprint of the weights that it began with
     row      step · seed · g · η · λ · loss · flags · checksum      little-endian, appended and synced
@@ -76,8 +76,8 @@ def fingerprint(weights: Sequence[Weight]) -> str:
 
 
 def whole(data: bytes, each: int) -> list[Row]:
-    """The rows in `data` up to the first that is damaged, incomplete, or of a step that lacks some of its `each` rows."""
-    rows = []
+    """The rows in `data` up to the first that is damaged, incomplete, or of a step without all its `each` rows."""
+    rows: list[Row] = []
     for begin in range(0, len(data) - ROW.size + 1, ROW.size):
         piece = data[begin : begin + ROW.size]
         row = Row(*ROW.unpack(piece)[:-1])

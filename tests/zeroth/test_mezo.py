@@ -205,7 +205,7 @@ def test_a_scale_below_the_spacing_is_refused_or_warned_of():
     ids=str,
 )
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(LabError, match="is no|cannot be taken"):
+    with pytest.raises(LabError, match=r"is no|cannot be taken"):
         prepared(Mezo(**settings))
 
 

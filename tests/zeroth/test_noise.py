@@ -71,7 +71,7 @@ def moments(z: torch.Tensor) -> list[float]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
 def test_z_is_standard_normal(seed):
-    """Each moment within 5 standard errors; the largest distance to the distribution as Kolmogorov and Smirnov have it."""
+    """Moments within 5 standard errors; the distance to the distribution as Kolmogorov and Smirnov have it."""
     z = noise.normal(noise.key(seed, "w"), 0, N)
     errors = [math.sqrt(v / N) for v in (1, 2, 15, 96)]
     for found, exact, error in zip(moments(z), (0, 1, 0, 3), errors, strict=True):
