@@ -34,8 +34,9 @@ SLOT_SHARE, SLOT_MIN = 128, 2**18
 ABOUT = {
     "shape", "dtype", "device", "layout", "requires_grad", "ndim", "is_leaf", "is_cuda", "is_cpu", "is_sparse",
     "is_mps", "is_quantized", "is_meta", "grad", "grad_fn", "names", "itemsize", "nbytes", "_version",
-    "is_nested", "is_xpu", "size", "dim", "numel", "nelement", "element_size", "stride", "storage_offset", "is_contiguous", "data_ptr",
-    "is_floating_point", "is_complex", "untyped_storage", "get_device", "__len__", "__hash__", "is_inference",
+    "is_nested", "is_xpu", "size", "dim", "numel", "nelement", "element_size", "stride", "storage_offset",
+    "is_contiguous", "data_ptr", "is_floating_point", "is_complex", "untyped_storage",
+    "get_device", "__len__", "__hash__", "is_inference",
 }  # fmt: skip
 
 

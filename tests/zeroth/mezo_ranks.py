@@ -14,7 +14,7 @@ STEPS = 3
 SETTINGS = {"learning_rate": 3e-3, "perturbation_scale": 1e-2, "weight_decay": 0.1, "directions": 2}
 
 
-def steps(method: Mezo, dtype: torch.dtype = torch.bfloat16, rows: int = 9) -> tuple[list[torch.Tensor], list[float]]:
+def steps(method: Mezo, dtype: torch.dtype = torch.bfloat16, rows: int = 10) -> tuple[list[torch.Tensor], list[float]]:
     """Weights and losses after a few steps on the same batches."""
     task, model = Letters(), micro_llama().to(dtype)
     method.prepare(model, task, STEPS)
@@ -44,7 +44,7 @@ def all_ways(folder: str) -> dict:
     for mode in ("directions", "batch"):
         method = Mezo(**SETTINGS, ranks=mode, trajectory=f"{folder}/{mode}" if mode == "directions" else "")
         with Sent() as sent:
-            found[mode] = steps(method)
+            found[mode] = steps(method, torch.float32 if mode == "batch" else torch.bfloat16)
         found[f"{mode} sent"] = sent.bytes, sorted(sent.names), method.meeting.traffic
         found[f"{mode} rows"] = method.record.rows
     found["walk"] = steps(Mezo(**SETTINGS, ranks="batch", restore="walk"))

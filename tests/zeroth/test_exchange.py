@@ -31,7 +31,7 @@ def equal(one, other):
 @pytest.mark.parametrize("way", ["directions", "batch", "walk", "nan"])
 def test_all_ranks_end_with_the_same_bits_and_losses(ranks, way):
     first = ranks[0][way]
-    assert not equal(first[0], [p.to(torch.bfloat16) for p in micro_llama().parameters()])
+    assert not equal(first[0], [p.to(first[0][0].dtype) for p in micro_llama().parameters()])
     for other in ranks[1:]:
         assert equal(first[0], other[way][0]) and first[1] == other[way][1]
 
@@ -44,10 +44,10 @@ def test_directions_of_ranks_are_those_of_one_process_with_as_many(ranks):
 
 
 def test_a_shared_batch_gives_the_whole_batchs_losses(ranks):
-    """In bf16 the logits of a row depend a little on how many rows there are."""
+    """Of 10 examples the ranks have 4, 3 and 3: a mean of their means would be another number."""
     method = Mezo(**SETTINGS)
-    _, losses = steps(method)
-    assert ranks[0]["batch"][1] == pytest.approx(losses, abs=0.01)
+    _, losses = steps(method, torch.float32)
+    assert ranks[0]["batch"][1] == pytest.approx(losses, abs=1e-5)
     seeds = [row.seed for row in method.record.rows]
     assert [row.seed for row in ranks[2]["batch rows"]] == seeds
 
