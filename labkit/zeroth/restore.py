@@ -12,7 +12,8 @@ out in the next step's direction.
 round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/128 of the weights' bytes,
 so that an embedding of 8 % of the weights, used as head too, costs no more than that), an embedding's for the rows that
 are looked up; what is left are norms, biases, adapters and prefixes, which are small. So memory stays below 1.02 times
-that of inference.
+that of inference. Given the weights of one block, it serves around that block alone: both sides can go through a model
+block after block, while only that block's weights are there.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ def task():
 
 
 def test_mezo_learns_what_the_model_could_not_do_without_it(task):
-    """40 steps of 16 sentences on all weights, in the memory of inference: loss falls by a fifth, accuracy rises."""
+    """15 steps of 16 sentences on all weights: the loss falls by more than 15 %, accuracy rises by more than 0.05."""
     model = models.load("tiny")
     before = evaluate(model, task)
-    run = train(model, task, Mezo(5e-5, 1e-3, restore="walk"), steps=30, batch_size=16, progress=False)
+    run = train(model, task, Mezo(5e-5, 1e-3, restore="walk"), steps=15, batch_size=16, progress=False)
     after = run.evaluations[-1]
     assert after["loss"] < 0.85 * before["loss"]
     assert after["accuracy"] > before["accuracy"] + 0.05

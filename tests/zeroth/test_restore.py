@@ -100,6 +100,30 @@ def test_every_function_sees_the_bits_of_w_plus_eps_z():
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_two_streams_go_through_block_after_block():
+    """As the whole model does on both sides: all that a scheduler of blocks has to know of is the block's weights."""
+    model, ids = Small().eval(), torch.tensor([[0, 5], [3, 3]])
+    weights = perturb.trained(model)
+    parts = [
+        model.embed_tokens,
+        *(nn.Sequential(layer, nn.ReLU()) for layer in model.layers),
+        model.norm,
+        model.lm_head,
+    ]
+    sides = {1e-2: ids, -1e-2: ids}
+    with torch.no_grad():
+        for part in parts:
+            aliases = {id(p) for p in part.parameters()}
+            block = Exact([w for w in weights if w.aliases & aliases])
+            for eps, x in sides.items():
+                with block.at([(3, eps)]):
+                    sides[eps] = part(x)
+        for eps, y in sides.items():
+            with Exact(weights).at([(3, eps)]):
+                assert torch.equal(model(ids), y)
+    assert not torch.equal(*sides.values())
+
+
 class Held(TorchDispatchMode):
     """The largest storage that operations make."""
 
