@@ -8,9 +8,9 @@ import pytest
 import torch
 from decoders import opt
 from micro import Letters, Small, micro_llama
+from temporaries import Largest
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from labkit.adapters.prefix import PrefixTuning
@@ -124,22 +124,6 @@ def test_two_streams_go_through_block_after_block():
     assert not torch.equal(*sides.values())
 
 
-class Held(TorchDispatchMode):
-    """The largest storage that operations make."""
-
-    def __init__(self):
-        super().__init__()
-        self.most = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and func is not torch.ops.aten.detach.default:
-            known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
-            if out.untyped_storage().data_ptr() not in known:
-                self.most = max(self.most, out.untyped_storage().nbytes())
-        return out
-
-
 def test_no_weight_is_copied_whole(monkeypatch):
     """A model whose head is 98 % of the weights: what is made at once is a 128th of it, not it."""
     monkeypatch.setattr(noise, "PIECE", 512)
@@ -151,9 +135,9 @@ def test_no_weight_is_copied_whole(monkeypatch):
     model[2].weight = model[0].weight
     total = sum(p.numel() for p in model.parameters()) * 4
     ids = torch.tensor([[3]])
-    with torch.no_grad(), Held() as held, Exact(perturb.trained(model)).at(AT):
+    with torch.no_grad(), Largest() as made, Exact(perturb.trained(model)).at(AT):
         model(ids)
-    assert held.most <= max(total // 128, 4096 * 4, 64 * 64 * 4)
+    assert made.bytes <= max(total // 128, 4096 * 4, 64 * 64 * 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
