@@ -1,0 +1,132 @@
+"""w ← c w + Σ aᵢ zᵢ on a GPU in one Triton kernel: every weight is read once and written once, z is never in memory.
+
+Of n 16-bit weights that is 4n bytes, whatever the number of directions; with z made by one kernel and added by another
+it would be 4n for z in fp32 written and read, and each direction would round the weight anew. Philox and Box-Muller
+cost some 80 instructions a value, so that on an H100 arithmetic, not memory, sets the time.
+
+The integers are those of `labkit.zeroth.noise` bit for bit. Multiplications and additions are not fused
+(`enable_fp_fusion=False`), so that from the same z the same weights come out. Logarithm, sine and cosine are
+libdevice's, and z so agrees with a CPU's to some last places of fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from labkit.zeroth import noise
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.language.extra import libdevice
+except ImportError:  # no Triton for this platform: the chunked path serves every device
+    triton = None
+
+TILE = 512  # counters of a program, four values each
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether the kernel serves this tensor."""
+    return triton is not None and tensor.is_cuda and tensor.dtype in DTYPES
+
+
+def _signed(half: int) -> int:
+    """The same 32 bits as a signed number: Triton takes larger ones for 64-bit and would compile a second kernel."""
+    return half - 2**32 if half >= 2**31 else half
+
+
+def write(
+    source: Tensor,
+    out: Tensor,
+    name: str,
+    terms: Sequence[tuple[int, float]],
+    keep: float,
+    start: int,
+    rows: Tensor | None = None,
+) -> None:
+    """Fill `out`; see `labkit.zeroth.perturb.write`, and `rows` there for rows of a matrix."""
+    count = source.shape[-1] if rows is not None else source.numel()
+    tiles = -(-(count + 2 * (noise.LANES - 1)) // (noise.LANES * TILE))
+    grid = (tiles * (len(rows) if rows is not None else 1),)
+    keys = [[_signed(half) for half in noise.key(seed, name)] for seed, _ in terms]
+    rest = torch.tensor(keys[1:], dtype=torch.int32, device=out.device) if len(keys) > 1 else out
+    scales = torch.tensor([s for _, s in terms[1:]], device=out.device) if len(keys) > 1 else out
+    first = (*keys[0], terms[0][1]) if keys else (0, 0, 0.0)
+    with torch.cuda.device(out.device):
+        _write[grid](
+            source, out, rows if rows is not None else out, *first, rest, scales, float(keep), start, count, tiles,
+            TERMS=len(terms), ROWS=rows is not None, SIZE=TILE, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def bits(counters: int, halves: tuple[int, int], start: int, device: torch.device | str) -> Tensor:
+    """The integers of `counters` counters from `start` on, int64 of [counters, 4], as `noise.philox` makes them."""
+    out = torch.empty(counters, noise.LANES, dtype=torch.int64, device=device)
+    with torch.cuda.device(out.device):
+        _bits[(-(-counters // TILE),)](out, *map(_signed, halves), start, counters, SIZE=TILE)
+    return out
+
+
+if triton is not None:
+
+    @triton.jit
+    def _integers(counter, k0, k1):
+        seed = (k1.to(tl.uint32).to(tl.uint64) << 32) | k0.to(tl.uint32).to(tl.uint64)
+        low = (counter & 0xFFFFFFFF).to(tl.uint32)
+        high = (counter >> 32).to(tl.uint32)
+        zero = low * 0
+        return tl.philox(seed, low, high, zero, zero, n_rounds=10)
+
+    @triton.jit
+    def _pair(x, y):
+        u = (x.to(tl.float32) + 1.0) * 2.3283064365386963e-10  # 2 ** -32
+        radius = tl.sqrt_rn(libdevice.log(u) * -2.0)
+        angle = (y.to(tl.float32) * 2.3283064365386963e-10) * 6.283185307179586
+        return radius * libdevice.cos(angle), radius * libdevice.sin(angle)
+
+    @triton.jit
+    def _normals(counter, k0, k1):
+        x0, x1, x2, x3 = _integers(counter, k0, k1)
+        z0, z1 = _pair(x0, x1)
+        z2, z3 = _pair(x2, x3)
+        return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
+
+    @triton.jit(do_not_specialize=["k0", "k1", "start"])
+    def _write(
+        source, out, rows, k0, k1, scale, rest, scales, keep, start, count, tiles,
+        TERMS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    ):  # fmt: skip
+        program = tl.program_id(0).to(tl.int64)
+        tile = program % tiles
+        begin = start.to(tl.int64)
+        if ROWS:
+            row = program // tiles
+            begin = tl.load(rows + row).to(tl.int64) * count
+            source += begin
+            out += row * count
+        first = begin // 4 + tile * SIZE
+        at = first * 4 - begin + tl.arange(0, 4 * SIZE)
+        inside = (at >= 0) & (at < count)
+        value = tl.load(source + at, mask=inside, other=0.0).to(tl.float32) * keep
+        counter = first + tl.arange(0, SIZE)
+        if TERMS > 0:
+            value += _normals(counter, k0, k1) * scale
+        if TERMS > 1:
+            for term in range(TERMS - 1):
+                key0, key1 = tl.load(rest + 2 * term), tl.load(rest + 2 * term + 1)
+                value += _normals(counter, key0, key1) * tl.load(scales + term)
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit(do_not_specialize=["k0", "k1", "start"])
+    def _bits(out, k0, k1, start, counters, SIZE: tl.constexpr):
+        at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+        x0, x1, x2, x3 = _integers(start.to(tl.int64) + at, k0, k1)
+        inside = at < counters
+        tl.store(out + 4 * at, x0.to(tl.int64), mask=inside)
+        tl.store(out + 4 * at + 1, x1.to(tl.int64), mask=inside)
+        tl.store(out + 4 * at + 2, x2.to(tl.int64), mask=inside)
+        tl.store(out + 4 * at + 3, x3.to(tl.int64), mask=inside)

@@ -1,0 +1,209 @@
+"""How a model computes at w + εz and has w back afterwards: by a walk in the weights, or beside them.
+
+    walk     w + εz,  then − 2εz,  then + εz − η g z         in place, as MeZO's algorithm says; no memory at all
+    exact    round(w + εz) where it is needed, and w is never written but by the update; memory: one slot
+
+In exact arithmetic they are the same. In 16 bits each of the walk's moves rounds, by up to 5 10⁻⁴ of a value in fp16
+and 4 10⁻³ in bf16, and w comes back as another w; over steps this adds up like a second, blind noise. Where moves
+follow each other without a forward pass in between, they are made as one, with one rounding: back to w, the update, and
+out in the next step's direction.
+
+`Perturbed` needs no change to the model: while it is on, every torch function that is given a trained tensor is given
+round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/128 of the weights' bytes,
+so that an embedding of 8 % of the weights, used as head too, costs no more than that), an embedding's for the rows that
+are looked up; what is left are norms, biases, adapters and prefixes, which are small. So memory stays below 1.02 times
+that of inference. Given the weights of one block, it serves around that block alone: both sides can go through a model
+block after block, while only that block's weights are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from labkit.zeroth import perturb
+from labkit.zeroth.perturb import Terms, Weight
+
+SLOT_SHARE, SLOT_MIN = 128, 2**18
+# What is asked about a tensor, and is the same at w and at w + εz.
+ABOUT = {
+    "shape", "dtype", "device", "layout", "requires_grad", "ndim", "is_leaf", "is_cuda", "is_cpu", "is_sparse",
+    "is_mps", "is_quantized", "is_meta", "grad", "grad_fn", "names", "itemsize", "nbytes", "_version",
+    "is_nested", "is_xpu", "size", "dim", "numel", "nelement", "element_size", "stride", "storage_offset",
+    "is_contiguous", "data_ptr", "is_floating_point", "is_complex", "untyped_storage",
+    "get_device", "__len__", "__hash__", "is_inference",
+}  # fmt: skip
+
+
+class Restore(Protocol):
+    """A way to compute beside the weights and to update them."""
+
+    def at(self, terms: Terms) -> AbstractContextManager:
+        """In which the model computes at w + Σ scale · z."""
+
+    def update(self, terms: Terms, decay: float) -> None:
+        """w ← (1 - decay) w + Σ scale · z; `decay` for matrices only."""
+
+    def settle(self) -> None:
+        """Afterwards the parameters are w, for whoever looks at them."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the parameters are something else than w now."""
+
+
+class Perturbed(TorchFunctionMode):
+    """While it is on, torch functions find w + Σ scale · z in place of the trained tensors.
+
+    Args:
+        weights: what is trained.
+        terms: seed and scale of each direction.
+        slot_bytes: for a linear layer's perturbed weight, of which at least one row is made at a time.
+    """
+
+    def __init__(self, weights: Sequence[Weight], terms: Terms, slot_bytes: int):
+        super().__init__()
+        self._terms, self._slot = [(seed, scale) for seed, scale in terms if scale], slot_bytes
+        self._weights = {alias: weight for weight in weights for alias in weight.aliases}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """`func` with what it takes of the trained tensors perturbed."""
+        kwargs = kwargs or {}
+        if not self._terms or not any(map(self._known, (*args, *kwargs.values()))) or _asks_about(func):
+            return func(*args, **kwargs)
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        if func is F.embedding and self._looked_up(*args, **kwargs):
+            return self._rows(*args[:2], **kwargs)
+        return func(*map(self._there, args), **{name: self._there(value) for name, value in kwargs.items()})
+
+    def _known(self, value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return any(map(self._known, value))
+        return id(value) in self._weights
+
+    def _there(self, value: Any) -> Any:
+        """A tensor at w + εz, where it is a trained one."""
+        if isinstance(value, list | tuple) and self._known(value):
+            return type(value)(map(self._there, value))
+        weight = self._weights.get(id(value))
+        if weight is None:
+            return value
+        out = torch.empty_like(weight.tensor)
+        perturb.write(weight.tensor, out, weight.name, self._terms)
+        return out
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As many rows of the weight at a time as the slot takes, and as many outputs."""
+        known, bias = self._weights.get(id(weight)), self._there(bias)
+        size = max(1, self._slot // (weight.element_size() * weight.shape[-1]))
+        if known is None or weight.dim() != 2 or size >= len(weight):
+            return F.linear(input, self._there(weight), bias)
+        out = input.new_empty(*input.shape[:-1], len(weight))
+        slot = weight.new_empty(size, weight.shape[1])
+        for begin in range(0, len(weight), size):
+            part = known.tensor[begin : begin + size]
+            rows, stop = slot[: len(part)], begin + len(part)
+            perturb.write(part, rows, known.name, self._terms, start=begin * weight.shape[1])
+            out[..., begin:stop] = F.linear(input, rows, None if bias is None else bias[begin:stop])
+        return out
+
+    def _looked_up(
+        self, input: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
+    ):
+        return max_norm is None and id(weight) in self._weights
+
+    def _rows(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
+        """What an embedding returns: rows, and no others are perturbed."""
+        known = self._weights[id(weight)]
+        found = perturb.rows(known.tensor, input.reshape(-1), known.name, self._terms)
+        return found.view(*input.shape, -1)
+
+
+def _asks_about(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return (func.__self__.__name__ if name == "__get__" else name) in ABOUT
+
+
+class Exact:
+    """w is written by updates alone; see the module's docstring.
+
+    Args:
+        weights: what is trained.
+        slot_bytes: see `Perturbed`; None for 1/128 of the weights' bytes, and at least 256 KiB.
+    """
+
+    moved = False
+
+    def __init__(self, weights: Sequence[Weight], slot_bytes: int | None = None):
+        self.weights = weights
+        total = sum(w.tensor.numel() * w.tensor.element_size() for w in weights)
+        self.slot_bytes = max(SLOT_MIN, total // SLOT_SHARE) if slot_bytes is None else slot_bytes
+
+    def at(self, terms: Terms) -> AbstractContextManager:
+        """In which the model computes at w + Σ scale · z."""
+        return Perturbed(self.weights, terms, self.slot_bytes)
+
+    def update(self, terms: Terms, decay: float) -> None:
+        """w ← (1 - decay) w + Σ scale · z."""
+        for w in self.weights:
+            perturb.add_(w.tensor, w.name, terms, 1.0 - decay if w.decayed else 1.0)
+
+    def settle(self) -> None:
+        """The parameters are w at any time."""
+
+
+class Walk:
+    """The weights themselves go out and back. What is owed is paid with the next move, in one pass and one rounding.
+
+    Args:
+        weights: what is trained.
+    """
+
+    def __init__(self, weights: Sequence[Weight]):
+        self.weights = weights
+        self._out: dict[int, float] = {}  # what the parameters hold beyond w
+        self._owed: dict[int, float] = {}  # an update that w should have had
+        self._decay = 0.0
+
+    @property
+    def moved(self) -> bool:
+        """Whether the parameters are something else than w now."""
+        return bool(self._out or self._owed or self._decay)
+
+    def _go(self, target: dict[int, float]) -> None:
+        """To w + target, where w is what it should be after the update that is owed.
+
+        Decay acts on w alone, but is applied to w and what lies beyond it: so less of that is to be taken back.
+        """
+        for w in self.weights:
+            keep = 1.0 - self._decay if w.decayed else 1.0
+            sums = {seed: -keep * scale for seed, scale in self._out.items()}
+            for more in (self._owed, target):
+                for seed, scale in more.items():
+                    sums[seed] = sums.get(seed, 0.0) + scale
+            perturb.add_(w.tensor, w.name, list(sums.items()), keep)
+        self._out, self._owed, self._decay = dict(target), {}, 0.0
+
+    @contextmanager
+    def at(self, terms: Terms) -> Iterator[None]:
+        """In which the model computes at w + Σ scale · z; afterwards it stays there until something else is due."""
+        self._go(dict(terms))
+        yield
+
+    def update(self, terms: Terms, decay: float) -> None:
+        """Note down w ← (1 - decay) w + Σ scale · z."""
+        for seed, scale in terms:
+            self._owed[seed] = self._owed.get(seed, 0.0) + scale
+        self._decay = decay
+
+    def settle(self) -> None:
+        """Go to w."""
+        if self.moved:
+            self._go({})
