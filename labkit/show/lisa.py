@@ -51,8 +51,8 @@ def changes_figure(moved: Mapping[str, Mapping[str, float]]) -> Figure:
 
 def changes_finding(moved: Mapping[str, Mapping[str, float]]) -> str:
     """Which block each method moves the most."""
-    told = [f"{method} {_named(max(blocks, key=lambda b: blocks[b]))}" for method, blocks in moved.items()]
-    return f"Moved the most, weight by weight: by {', by '.join(told)}"
+    told = [f"{method}: {_named(max(blocks, key=lambda b: blocks[b]))}" for method, blocks in moved.items()]
+    return f"Moved the most, weight by weight:\n{'; '.join(told)}"
 
 
 def changes_words(moved: Mapping[str, Mapping[str, float]]) -> str:
@@ -61,7 +61,8 @@ def changes_words(moved: Mapping[str, Mapping[str, float]]) -> str:
         f"{method}: " + ", ".join(f"{_named(b)} {1e4 * v:.2f}" for b, v in blocks.items())
         for method, blocks in moved.items()
     )
-    return f"Bars of the root mean square change of a block's weights, in 10⁻⁴. {changes_finding(moved)}. {told}."
+    finding = changes_finding(moved).replace("\n", " ")
+    return f"Bars of the root mean square change of a block's weights, in 10⁻⁴. {finding}. {told}."
 
 
 def _spread(blocks: Mapping[str, float]) -> str:
