@@ -51,7 +51,8 @@ def finding(schedule: Schedule, layers: int) -> str:
     found = shares(schedule, layers)
     never = sum(share == 0 for share in found)
     told = f"; {never} of {layers} never" if never else ""
-    return f"In {len(schedule)} steps a layer was awake in {min(found):.0%} to {max(found):.0%} of them{told}"
+    span = f"{min(found):.0%}" if min(found) == max(found) else f"{min(found):.0%} to {max(found):.0%}"
+    return f"In {len(schedule)} steps a layer was awake in {span} of them{told}"
 
 
 def awake_figure(schedule: Schedule, layers: int, name: str) -> Figure:

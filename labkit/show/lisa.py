@@ -42,8 +42,8 @@ def changes_figure(moved: Mapping[str, Mapping[str, float]]) -> Figure:
     for axis, (method, blocks), colour in zip(axes[0], moved.items(), CYCLE, strict=False):
         axis.bar(range(len(blocks)), [1e4 * value for value in blocks.values()], color=colour)
         axis.set_xticks(range(len(blocks)), [_short(name) for name in blocks], fontsize="small")
-        axis.set(xlabel="layer", title=f"{method}: {_spread(blocks)}")
-        axis.title.set_fontsize("small")
+        axis.set(xlabel="layer")
+        axis.set_title(f"{method}\n{_spread(blocks)}", fontsize="small", fontweight="normal")
     axes[0][0].set_ylabel("root mean square change (10⁻⁴)")
     fig.suptitle(changes_finding(moved), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
@@ -67,7 +67,7 @@ def changes_words(moved: Mapping[str, Mapping[str, float]]) -> str:
 
 def _spread(blocks: Mapping[str, float]) -> str:
     values = [value for name, value in blocks.items() if name != OUTSIDE]
-    return f"layers differ by a factor of {max(values) / min(values):.1f}" if min(values) else "some layers stand still"
+    return f"layers within ×{max(values) / min(values):.1f}" if min(values) else "some layers stand still"
 
 
 def _short(block: str) -> str:
@@ -87,12 +87,13 @@ def descent_figure(
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
     reach = 1.15 * max(float(x.abs().max()) for path in paths.values() for x in path)
     line = torch.linspace(-reach, reach, 81)
-    heights = [[quadratic.value(torch.stack((a, b))) for a in line] for b in line]
-    left.contour(line, line, heights, levels=10, colors=PALETTE["grey"], linewidths=0.6)
+    heights = torch.tensor([[quadratic.value(torch.stack((a, b))) for a in line] for b in line])
+    levels = [share * float(heights.max()) for share in (0.003, 0.01, 0.03, 0.08, 0.16, 0.3, 0.5, 0.75)]
+    left.contour(line, line, heights, levels=levels, colors=PALETTE["grey"], linewidths=0.6)
     for (name, path), colour, mark in zip(paths.items(), ("blue", "red"), MARKS, strict=False):
         left.plot(*zip(*(x.tolist() for x in path), strict=True), f"{mark}-", color=PALETTE[colour], label=name, ms=4)
     left.set(xlabel="first value", ylabel="second value", aspect="equal")
-    left.legend(fontsize="small")
+    left.legend(fontsize="small", loc="lower left")
     for (name, values), colour, dash in zip(orders.items(), CYCLE, DASHES, strict=False):
         right.semilogy(range(len(values)), values, color=colour, linestyle=dash, label=name)
     right.set(xlabel="turns (one block each)", ylabel="f above its minimum")
@@ -132,11 +133,12 @@ def switches_figure(series: Mapping[str, Sequence[float]], flat: float, full: fl
     for (name, values), colour, dash, mark in zip(series.items(), CYCLE, DASHES, MARKS, strict=False):
         steps = range(1, len(values) + 1)
         axis.plot(steps, values, color=colour, linestyle=dash, marker=mark, ms=4, label=name)
-    for value, label in ((flat, "12 (Ψ₀ + γψ)"), (full, "full: 12 N")):
+    last = max(len(values) for values in series.values())
+    for value, label, side in ((flat, "12 (Ψ₀ + γψ)", "top"), (full, "full: 12 N", "bottom")):
         axis.axhline(value, color=PALETTE["grey"], linewidth=1, linestyle=":")
-        axis.text(1, value, label, va="bottom", fontsize="small")
+        axis.text(last, value, label, va=side, ha="right", fontsize="small")
     axis.set(xlabel="step, with other layers in each", ylabel="gradients and states (MiB)", ylim=(0, 1.12 * full))
-    axis.legend(fontsize="small", loc="lower right")
+    axis.legend(fontsize="small", loc="lower left")
     axis.set_title(switches_finding(series))
     return fig
 
