@@ -138,10 +138,14 @@ def test_published_rows_are_a_model_s():
 
 
 def test_nothing_is_no_figure():
-    for drawing in (lambda: lisa.changes_figure({}), lambda: lisa.switches_figure({}, 1, 2), lambda: lisa.bottom_figure([]),
-                    lambda: lisa.stale_figure([], 1)):  # fmt: skip
+    for drawing, empty in (
+        (lisa.changes_figure, ({},)),
+        (lisa.switches_figure, ({}, 1, 2)),
+        (lisa.bottom_figure, ([],)),
+        (lisa.stale_figure, ([], 1)),
+    ):
         with pytest.raises(LabError, match="nothing to draw"):
-            drawing()
+            drawing(*empty)
     with pytest.raises(LabError, match="no run of sentiment"):
         lisa_table.learned_figure([])
     with pytest.raises(LabError, match="no bytes over steps"):
