@@ -2,8 +2,8 @@
 
 Rows with part "run" are whole trainings on two tasks, each method at the rate that was best for it on the validation
 part (see `tuned`); "lisa kept" leaves the states of sleeping layers in the optimizer, at LISA's rate, so that what
-differs is the bytes and whether moments survive. "vanilla" is the model untrained. Peaks are of whole runs, in which
-layers change many times; times and joules are of short runs alone. On "instructions" accuracy is the share of a
+differs is the bytes and whether moments survive. "vanilla" is the model untrained. Peaks, and the most that
+optimizers held, are of whole runs, in which layers change many times; times and joules are of short runs alone. On "instructions" accuracy is the share of a
 held-out answer's tokens that were the likeliest, and loss is nats a token.
 
 Rows with part "bytes" follow gradients and states through SWITCHES steps, with other layers in each. On a GPU
@@ -105,7 +105,7 @@ def _trained(scale: Scale, task: str, names: list[str], facts: dict, lisa: dict 
     chosen = [trial(name, task, rates[name]) for name in names]
     for name, one, runs in zip(names, chosen, tuned.over_seeds(scale, chosen), strict=True):
         learned = tuned.learned(runs) | {"steps": tuned.steps_of(scale, task), "batch": scale.batch_size}
-        spent = tuned.spent(alone[name]) | {"peak_allocated_mib": _peak(runs)}
+        spent = tuned.spent(alone[name]) | {"peak_allocated_mib": _peak(runs)} | _most_states(runs)
         yield facts | {"method": name, "learning_rate": one.learning_rate} | learned | spent
 
 
@@ -118,6 +118,12 @@ def trial(name: str, task: str, rate: float) -> Trial:
 def _peak(runs: list[Run]) -> float | None:
     peaks = [found.ledger.peak_allocated for found in runs]
     return round(max(peak for peak in peaks if peak) / MIB, 1) if all(peaks) else None
+
+
+def _most_states(runs: list[Run]) -> dict[str, float]:
+    """The most that the optimizer held in a whole run, where the method says it at every step: states may pile up."""
+    most = max((size for found in runs for size in found.traces.get("state_bytes", ())), default=0.0)
+    return {"optimizer_states_mib": round(most / MIB, 3)} if most else {}
 
 
 def _untrained(scale: Scale, task: str) -> dict:

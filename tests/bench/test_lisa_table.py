@@ -71,6 +71,16 @@ def test_states_that_are_kept_pile_up_and_those_on_the_host_are_there(monkeypatc
     assert len(gradients) == 1
 
 
+def test_a_run_s_states_are_the_most_that_it_held(monkeypatch):
+    for name, states in (("lisa", "freed"), ("lisa kept", "kept")):
+        kind, _, rates = lisa.METHODS[name]
+        monkeypatch.setitem(lisa.METHODS, name, (kind, {"layers": 1, "period": 1, "states": states}, rates))
+    rows = list(lisa._trained(SCALE, "sentiment", ["lisa", "lisa kept"], {}, None))
+    held = {row["method"]: row["optimizer_states_mib"] for row in rows}
+    both = {row["method"]: row["optimizer_states_mib"] for row in lisa._trained(SCALE, "sentiment", ["full"], {}, None)}
+    assert held["lisa"] < held["lisa kept"] == both["full"]
+
+
 def test_published_figures_are_those_of_the_lecture():
     assert len(lisa.PUBLISHED) == 15 and all("2403.17919" in row["source"] for row in lisa.PUBLISHED)
     found = {(row["model"], row["method"]): row for row in lisa.PUBLISHED}
