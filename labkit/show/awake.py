@@ -104,8 +104,8 @@ def bytes_figure(schedule: Schedule, arch: Architecture, name: str, at: int) -> 
     height = _height(arch.layers)
     fig, (grid, axis) = plt.subplots(2, 1, figsize=(7.6, height + 1.6), height_ratios=(height - 0.4, 1.0))
     _grid(grid, schedule, arch.layers, name)
-    edges = {"fill": False, "edgecolor": PALETTE["black"], "linewidth": 1.5}
-    grid.add_patch(plt.Rectangle((at - 1, -0.5), 1, arch.layers + 1, **edges))
+    frame = plt.Rectangle((at - 1, -0.5), 1, arch.layers + 1, fill=False, edgecolor=PALETTE["black"], linewidth=1.5)
+    grid.add_patch(frame)
     for row, parts in enumerate((at_step(schedule, arch, at), standing_bytes(arch, arch.layers))):
         left = 0.0
         for part, count in parts.items():
