@@ -3,8 +3,9 @@
 Rows with part "run" are whole trainings on two tasks, each method at the rate that was best for it on the validation
 part (see `tuned`); "lisa kept" leaves the states of sleeping layers in the optimizer, at LISA's rate, so that what
 differs is the bytes and whether moments survive. "vanilla" is the model untrained. Peaks, and the most that optimizers
-held, are of whole runs, in which layers change many times; times and joules are of short runs alone. On "instructions"
-accuracy is the share of a held-out answer's tokens that were the likeliest, and loss is nats a token.
+held, are of whole runs, in which layers change many times; times and joules are of short runs alone (GaLore's joules
+with one decomposition in those few steps, its median step without). On "instructions" accuracy is the share of a held-
+out answer's tokens that were the likeliest, and loss is nats a token.
 
 Rows with part "bytes" follow gradients and states through SWITCHES steps, with other layers in each. On a GPU
 `allocated_mib` is what the allocator holds after the step, weights and batch included.

@@ -81,6 +81,13 @@ def test_a_run_s_states_are_the_most_that_it_held(monkeypatch):
     assert held["lisa"] < held["lisa kept"] == both["full"]
 
 
+def test_seeds_draw_other_layers():
+    from labkit.bench.tuned import Trial
+
+    made = [Trial(lisa.METHODS["lisa"][0], (), 1e-3, seed=seed).method(SCALE) for seed in (0, 1, 2)]
+    assert len({tuple(method.rehearsed(8, 100)) for method in made}) == 3
+
+
 def test_published_figures_are_those_of_the_lecture():
     assert len(lisa.PUBLISHED) == 15 and all("2403.17919" in row["source"] for row in lisa.PUBLISHED)
     found = {(row["model"], row["method"]): row for row in lisa.PUBLISHED}
