@@ -55,6 +55,8 @@ class Trial:
         made: Method = getattr(importlib.import_module(module), name)(
             learning_rate=self.learning_rate, **dict(self.settings)
         )
+        if hasattr(made, "seed"):
+            made.seed = self.seed  # what a method draws is part of the spread over seeds
         narrow = "weights" if hasattr(made, "weights") else "compute_dtype"
         if scale.dtype != "float32":
             setattr(made, narrow, scale.dtype)

@@ -29,9 +29,20 @@ from torch import Tensor
 from labkit.errors import LabError, UnknownNameError
 from labkit.layerwise.awake import OUTSIDE
 from labkit.layerwise.turns import InTurns
+from labkit.ledger.shapes import Architecture
 from labkit.tasks import Batch
 
 IMPORTANCE = ("uniform", "norm")
+
+
+def standing_bytes(arch: Architecture, layers: int, outside: bool = True) -> dict[str, int]:
+    """Bytes of weights, gradients and moments in fp32 where so many layers of a model are awake: 4 N + 12 (Ψ₀ + γ ψ).
+
+    (And a few more: AdamW counts each tensor's steps in 4 bytes.)
+    """
+    layer = sum(weight.numel for weight in arch.block)
+    awake = layers * layer + (arch.parameters - arch.layers * layer if outside else 0)
+    return {"weights": 4 * arch.parameters, "gradients": 4 * awake, "optimizer_states": 8 * awake}
 
 
 @dataclass

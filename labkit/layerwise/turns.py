@@ -48,6 +48,21 @@ class InTurns(FirstOrder):
         """
         raise NotImplementedError
 
+    def rehearsed(self, layers: int, steps: int) -> list[tuple[str, ...]]:
+        """Who would be awake in each step on a model of so many layers, without the model; forgets a model it had.
+
+        Raises:
+            LabError: for settings that do not fit so many layers.
+        """
+        self._layers = [str(index) for index in range(layers)]
+        self._blocks: dict[str, list[torch.nn.Parameter]] = {name: [] for name in (*self._layers, OUTSIDE)}
+        self._generator, self._done = torch.Generator().manual_seed(self.seed), 0
+        self.check()
+        found: list[tuple[str, ...]] = []
+        for self._done in range(steps):
+            found.append(found[-1] if self._done % self.period else tuple(self.next_blocks(None)))
+        return found
+
     def choose(self, model: torch.nn.Module, task: Task) -> None:
         """Find the blocks; the first choice is made when the optimizer is there."""
         self._blocks = blocks_of(model)

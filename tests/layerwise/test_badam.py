@@ -12,6 +12,7 @@ from test_lisa import LAYERS, OPTIONS, deep
 from labkit.errors import LabError
 from labkit.layerwise.awake import OUTSIDE, blocks_of
 from labkit.layerwise.badam import ORDERS, BAdam
+from labkit.layerwise.lisa import Lisa
 from labkit.methods import FullFineTuning
 from labkit.training import train
 
@@ -38,6 +39,21 @@ def test_every_block_has_its_turn_of_some_steps_in_order():
     rounds = two[: 2 * LAYERS : 2], two[2 * LAYERS :: 2]
     assert all(sorted(one) == ALL[:-1] for one in rounds) and rounds[0] != rounds[1]
     assert turns("random", 4, seed=3) == two[:4]
+
+
+def test_a_rehearsal_without_a_model_is_what_happens():
+    for order in ("ordered", "descending", "random"):
+        expected = [(name,) for name in turns(order, 26, seed=5)]
+        assert BAdam(order=order, period=2, seed=5).rehearsed(LAYERS, 26) == expected
+    task, lisa = Letters(), Lisa(layers=3, period=2, seed=5)
+    lisa.prepare(deep().train(), task, 12)
+    seen = []
+    for _ in range(12):
+        lisa.step(task.batch(task.train[:8]))
+        seen.append(lisa.awake.names)
+    assert Lisa(layers=3, period=2, seed=5).rehearsed(LAYERS, 12) == seen
+    with pytest.raises(LabError, match="3 of 2 layers"):
+        lisa.rehearsed(2, 1)
 
 
 def test_a_block_s_steps_are_adamw_on_that_block():

@@ -11,8 +11,9 @@ from micro import Letters, micro_llama
 
 from labkit.errors import LabError
 from labkit.layerwise.awake import OUTSIDE, Awake, blocks_of
-from labkit.layerwise.lisa import Lisa
+from labkit.layerwise.lisa import Lisa, standing_bytes
 from labkit.ledger import saved_for_backward
+from labkit.ledger.shapes import Architecture
 from labkit.methods import FullFineTuning, Method
 from labkit.training import train
 
@@ -61,6 +62,17 @@ def test_states_are_freed_on_every_switch_and_bytes_stay_flat():
     whole = train(deep(), task, full, **OPTIONS)
     held = one.traces["state_bytes"]
     assert held[0] == sizes[0] and held[-1] == whole.ledger.measured["optimizer_states"] and held == sorted(held)
+
+
+def test_bytes_by_a_model_s_shape_are_those_of_the_method():
+    for outside in (True, False):
+        _, method, found = run(layers=3, outside=outside)
+        by_shape = standing_bytes(Architecture.of(deep().config), 3, outside)
+        counted = 4 * len(method.awake.parameters)
+        assert by_shape["optimizer_states"] == found.ledger.measured["optimizer_states"] - counted
+        assert {name: by_shape[name] for name in ("weights", "gradients")} == {
+            name: found.ledger.measured[name] for name in ("weights", "gradients")
+        }
 
 
 def test_measured_bytes_are_predicted_and_sleeping_layers_do_not_move():

@@ -1,0 +1,127 @@
+"""Figures of table `lisa` (lesson 13): what each method learned against what it held, and bytes over the switches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import LabError
+from labkit.show.style import CYCLE, DASHES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MARKS = dict(
+    zip(
+        ("full", "lora", "galore", "badam", "lisa", "lisa kept", "vanilla"),
+        ("s", "o", "D", "v", "^", "X", "*"),
+        strict=True,
+    )
+)
+HELD = ("gradients_mib", "optimizer_states_mib")
+Rows = Sequence[Mapping[str, Any]]
+
+
+def learned(rows: Rows, task: str) -> list[Mapping[str, Any]]:
+    """The rows of a task's runs.
+
+    Raises:
+        LabError: where there is none.
+    """
+    found = [row for row in rows if row.get("part") == "run" and row["task"] == task]
+    if not found:
+        raise LabError(f"The table has no run of {task}.", "Record it with: labkit bench lisa.")
+    return found
+
+
+def held(row: Mapping[str, Any]) -> float:
+    """MiB of gradients and states; 0 where nothing trained."""
+    return sum(row.get(name) or 0.0 for name in HELD)
+
+
+def learned_figure(rows: Rows) -> Figure:
+    """A panel a task: accuracy, or held-out loss, over the MiB of gradients and states, a mark a method."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(8.8, 3.6))
+    for axis, task in zip(axes, ("sentiment", "instructions"), strict=True):
+        for row, colour in zip(learned(rows, task), CYCLE, strict=False):
+            error = 100 * (row.get("accuracy_std") or 0) if task == "sentiment" else None
+            height = 100 * row["accuracy"] if task == "sentiment" else row["loss"]
+            mark = MARKS.get(row["method"], "o")
+            axis.errorbar(held(row), height, yerr=error, marker=mark, color=colour, capsize=3, label=row["method"])
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlim(left=-0.3)
+        axis.set(xlabel="gradients and states (MiB)", title=task)
+    axes[0].set_ylabel("accuracy (%), one deviation")
+    axes[1].set_ylabel("held-out loss (nats)")
+    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    fig.suptitle(learned_finding(rows), x=0.01, ha="left", fontweight="bold", fontsize="medium")
+    return fig
+
+
+def learned_finding(rows: Rows) -> str:
+    """The best method of each task that trains, and what it holds."""
+    one = max((r for r in learned(rows, "sentiment") if r["method"] != "vanilla"), key=lambda r: r["accuracy"])
+    two = min((r for r in learned(rows, "instructions") if r["method"] != "vanilla"), key=lambda r: r["loss"])
+    return (
+        f"Most accurate: {one['method']}, {100 * one['accuracy']:.1f} % with {held(one):,.0f} MiB; "
+        f"lowest loss: {two['method']}, {two['loss']:.3f} with {held(two):,.0f}"
+    )
+
+
+def learned_words(rows: Rows) -> str:
+    """Both panels in words."""
+    told = "; ".join(
+        f"{r['task']}, {r['method']}: accuracy {100 * r['accuracy']:.1f} %, loss {r['loss']:.3f}, {held(r):,.1f} MiB"
+        for task in ("sentiment", "instructions")
+        for r in learned(rows, task)
+    )
+    return f"Marks over the bytes of gradients and states. {learned_finding(rows)}. {told}."
+
+
+def series(rows: Rows) -> dict[str, list[float]]:
+    """MiB of gradients and states after each step, by method, of the rows that were measured through switches.
+
+    Raises:
+        LabError: where there are none.
+    """
+    found: dict[str, list[float]] = {}
+    for row in sorted((r for r in rows if r.get("part") == "bytes"), key=lambda r: r["step"]):
+        found.setdefault(row["method"], []).append(held(row))
+    if not found:
+        raise LabError("The table has no bytes over steps.", "Record it with: labkit bench lisa.")
+    return found
+
+
+def series_figure(rows: Rows) -> Figure:
+    """Bytes of gradients and states on the device after each step, a line a method."""
+    import matplotlib.pyplot as plt
+
+    fig, axis = plt.subplots(figsize=(7.4, 3.4))
+    for (name, values), colour, dash in zip(series(rows).items(), CYCLE, DASHES, strict=False):
+        axis.step(range(1, len(values) + 1), values, where="mid", color=colour, linestyle=dash, label=name)
+    axis.set(xlabel="step", ylabel="gradients and states (MiB)")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize="small")
+    axis.set_title(series_finding(rows))
+    return fig
+
+
+def series_finding(rows: Rows) -> str:
+    """How much each method's bytes grew."""
+    grown = [f"{name} ×{values[-1] / values[0]:.2f}" for name, values in series(rows).items()]
+    return "From first to last step: " + ", ".join(grown)
+
+
+def series_words(rows: Rows) -> str:
+    """The lines in words."""
+    told = "; ".join(f"{n}: {v[0]:,.1f} to {v[-1]:,.1f}, at most {max(v):,.1f}" for n, v in series(rows).items())
+    return f"Lines of MiB of gradients and states over the steps. {series_finding(rows)}. {told}."
+
+
+def published_rows(published: Rows, model: str) -> list[dict[str, Any]]:
+    """The published accuracies of a model, a row a method."""
+    return [
+        {k: v for k, v in row.items() if k not in ("source", "model")} for row in published if row["model"] == model
+    ]
