@@ -91,7 +91,7 @@ def _steps(setting: Setting) -> dict[str, Any]:
     """Bytes and time of a step on random text."""
     here, begun = device(), time.perf_counter()
     gpu = here.type == "cuda"
-    (method, net), batch = _method(setting), words(setting)  # type: ignore[arg-type]
+    (method, net), batch = _method(setting), words(setting)
     method.prepare(net, RandomText(), WARM + TIMED + 1)
     try:
         build_s, ledger = time.perf_counter() - begun, Ledger(predicted=method.predicted_bytes())

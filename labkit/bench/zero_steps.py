@@ -97,8 +97,8 @@ def model(setting: Setting, here: torch.device) -> torch.nn.Module:
     return made.train()
 
 
-def words(setting: Setting) -> Batch:
-    """The global batch, on the host: every rank moves its own share."""
+def words(setting: Any) -> Batch:
+    """The global batch of a setting's `model`, `batch` and `seq_len`, on the host: every rank moves its own share."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = configuration(setting.model).vocab_size
     ids = torch.randint(vocabulary, (setting.batch, setting.seq_len), generator=generator)
