@@ -18,8 +18,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from .test_structure import NAMES, NOTEBOOKS
 
-CELL_SECONDS = 120  # six times what a cell may take on two free cores, which two notebooks may share
-NOTEBOOK_SECONDS = 600
+CELL_SECONDS = 180  # a cell takes at most 20 s on two free cores, but two notebooks with four ranks each may share them
+NOTEBOOK_SECONDS = 900
 SANITIZE = Path(__file__).with_name("sanitize.cfg")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
