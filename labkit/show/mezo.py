@@ -132,23 +132,21 @@ def fit_finding(gpu: str, size: int, batch: int = 1) -> str:
 def fit_figure(gpu: str, size: int, batch: int = 1) -> Figure:
     """Bars of GB, a group for each size of model; those that do not fit are pale."""
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     fig, ax = plt.subplots(figsize=(7.2, 4.2))
     room = usable(size)
     for row, method in enumerate(METHODS):
         for place, model in enumerate(SIZES):
             need, fits = needed(model, method, batch), needed(model, method, batch) <= room
-            label = method if place == 0 else None
-            style = {"color": PALETTE[COLOURS[method]], "alpha": 1.0 if fits else 0.3}
-            ax.bar(place + 0.27 * (row - 1), need / GB, 0.25, label=label, hatch=None if fits else "//", **style)
+            style: dict[str, Any] = {"alpha": 1.0 if fits else 0.3, "hatch": None if fits else "//"}
+            ax.bar(place + 0.27 * (row - 1), need / GB, 0.25, color=PALETTE[COLOURS[method]], **style)
     ax.axhline(room / GB, color=PALETTE["black"], lw=1)
     ax.text(-0.45, room / GB, f"usable on {gpu}: {room / GB:.0f} GB", fontsize="small", va="bottom")
     ax.set(xticks=range(len(SIZES)), xticklabels=SIZES, ylabel="peak of a step (GB)", yscale="log")
     ax.set_title(fit_finding(gpu, size, batch), fontsize="small")
-    handles, labels = ax.get_legend_handles_labels()
-    for handle in handles:
-        handle[0].set(alpha=1.0, hatch=None)
-    ax.legend(handles, labels, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.1), ncols=3)
+    patches = [Patch(color=PALETTE[COLOURS[method]], label=method) for method in METHODS]
+    ax.legend(handles=patches, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.1), ncols=3)
     return fig
 
 
