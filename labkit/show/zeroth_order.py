@@ -121,18 +121,20 @@ def landscape_figure(f: Any, x: Float[Tensor, " 2"], found: Float[Tensor, "count
 
     fig, ax = plt.subplots(figsize=(6.4, 5.0))
     gradient, mean = f.gradient(x), found.mean(0)
-    # The longest arrow that is drawn ends inside the axes.
-    reach = float(found[:SHOWN].norm(dim=1).max().clamp(min=float(gradient.norm())))
+    # A few are so long that the gradient would be a dot beside them, or they would leave the axes.
+    reach = float(found.norm(dim=1).quantile(0.9).clamp(min=float(gradient.norm())))
+    drawn = found[found.norm(dim=1) <= reach][:SHOWN]
     scale = 0.95 * WINDOW / reach
     first, second = (float(at) + WINDOW * torch.linspace(-1, 1, 81, dtype=x.dtype) for at in x)
     values = [[float(f(torch.stack((a, b)))) for a in first] for b in second]
     ax.contour(first, second, values, levels=14, colors=PALETTE["grey"], linewidths=0.6, linestyles="-")
     arrows: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}
-    for vector in found[:SHOWN]:
+    for vector in drawn:
         ax.quiver(*x, *(vector * scale), color=PALETTE["sky"], width=0.004, **arrows)
     ax.quiver(*x, *(gradient * scale), color=PALETTE["black"], width=0.010, label="gradient", **arrows)
     ax.quiver(*x, *(mean * scale), color=PALETTE["red"], width=0.006, label="mean of the estimates", **arrows)
-    ax.plot([], [], ls="-", lw=2, color=PALETTE["sky"], label=f"{min(len(found), SHOWN)} of {len(found)} estimates")
+    told = f"{len(drawn)} of {len(found)} estimates, none of the longest tenth"
+    ax.plot([], [], ls="-", lw=2, color=PALETTE["sky"], label=told)
     ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", xlim=_ends(first), ylim=_ends(second))
     ax.set_title(title)
     ax.legend(loc="lower left", fontsize="small", frameon=True)

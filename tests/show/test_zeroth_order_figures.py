@@ -53,7 +53,9 @@ def test_arrows_are_the_estimates_the_gradient_and_their_mean():
     stretch = exact.U[0] / float(gradient[0])
     assert exact.V[0] == pytest.approx(stretch * float(gradient[1]))
     assert (mean.U[0], mean.V[0]) == pytest.approx(tuple((stretch * found.mean(0)).tolist()))
-    assert arrows[0].U[0] == pytest.approx(stretch * float(found[0, 0]))
+    lengths = found.norm(dim=1)
+    kept = found[lengths <= lengths.quantile(0.9)][: figures.SHOWN]
+    assert [float(arrow.U[0]) for arrow in arrows[:-2]] == pytest.approx((stretch * kept[:, 0]).tolist())
     for arrow in arrows:
         ends = (float(POINT[0]) + arrow.U[0], float(POINT[1]) + arrow.V[0])
         assert all(abs(end - float(at)) < figures.WINDOW for end, at in zip(ends, POINT, strict=True))
