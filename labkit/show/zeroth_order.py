@@ -16,6 +16,7 @@ from labkit.show.style import PALETTE
 from labkit.zeroth.gradient import Objective, estimate
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("blue", "orange", "green", "red", "purple", "sky")
@@ -43,24 +44,35 @@ class Series:
 def series_figure(
     series: Sequence[Series], xlabel: str, ylabel: str, title: str, yscale: str = "log", xscale: str = "log"
 ) -> Figure:
-    """Measured points as marks, formulas as lines of the same colour."""
+    """Measured points as marks, formulas as lines of the same colour; the legend says which is which."""
     import matplotlib.pyplot as plt
 
     _some(series)
     fig, ax = plt.subplots(figsize=(7.2, 3.9))
-    for one, colour, mark in zip(series, COLOURS, MARKS, strict=False):
+    for place, (one, colour, mark) in enumerate(zip(series, COLOURS, MARKS, strict=False)):
         drawn: dict[str, Any] = {"color": PALETTE[colour]}
         line = "none" if len(one.predicted) else "-"
-        ax.plot(one.x, one.measured, marker=mark, ls=line, ms=6, label=one.label, **drawn)
+        size = max(4, 9 - 2 * place)  # a later mark on the same place does not hide the earlier
+        ax.plot(one.x, one.measured, marker=mark, ls=line, ms=size, label=one.label, **drawn)
         if len(one.predicted):
             alone = "_" if len(one.x) == 1 else ""  # a line through one point would not be seen
             ax.plot(one.x, one.predicted, ls="-", lw=1, marker=alone, ms=16, **drawn)
         if one.at is not None:
             ax.axvline(one.at, ls=":", lw=1.2, **drawn)
+    _explained(ax, series)
     ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
     ax.set_title(title)
     ax.legend(fontsize="small")
     return fig
+
+
+def _explained(ax: Axes, series: Sequence[Series]) -> None:
+    """Entries of the legend for the kinds of line that occur."""
+    grey = PALETTE["grey"]
+    if any(len(one.predicted) for one in series):
+        ax.plot([], [], ls="-", lw=1, color=grey, label="line without marks: formula")
+    if any(one.at is not None for one in series):
+        ax.plot([], [], ls=":", lw=1.2, color=grey, label="dotted: best by formula")
 
 
 def series_words(series: Sequence[Series], what: str) -> str:
@@ -109,17 +121,20 @@ def landscape_figure(f: Any, x: Float[Tensor, " 2"], found: Float[Tensor, "count
 
     fig, ax = plt.subplots(figsize=(6.4, 5.0))
     gradient, mean = f.gradient(x), found.mean(0)
-    reach = float(found.norm(dim=1).quantile(0.8).clamp(min=float(gradient.norm())))
-    scale = 0.6 * WINDOW / reach
+    # A few are so long that the gradient would be a dot beside them, or they would leave the axes.
+    reach = float(found.norm(dim=1).quantile(0.9).clamp(min=float(gradient.norm())))
+    drawn = found[found.norm(dim=1) <= reach][:SHOWN]
+    scale = 0.95 * WINDOW / reach
     first, second = (float(at) + WINDOW * torch.linspace(-1, 1, 81, dtype=x.dtype) for at in x)
     values = [[float(f(torch.stack((a, b)))) for a in first] for b in second]
     ax.contour(first, second, values, levels=14, colors=PALETTE["grey"], linewidths=0.6, linestyles="-")
     arrows: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}
-    for vector in found[:SHOWN]:
+    for vector in drawn:
         ax.quiver(*x, *(vector * scale), color=PALETTE["sky"], width=0.004, **arrows)
     ax.quiver(*x, *(gradient * scale), color=PALETTE["black"], width=0.010, label="gradient", **arrows)
     ax.quiver(*x, *(mean * scale), color=PALETTE["red"], width=0.006, label="mean of the estimates", **arrows)
-    ax.plot([], [], ls="-", lw=2, color=PALETTE["sky"], label=f"{min(len(found), SHOWN)} of {len(found)} estimates")
+    told = f"{len(drawn)} of {len(found)} estimates, none of the longest tenth"
+    ax.plot([], [], ls="-", lw=2, color=PALETTE["sky"], label=told)
     ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", xlim=_ends(first), ylim=_ends(second))
     ax.set_title(title)
     ax.legend(loc="lower left", fontsize="small", frameon=True)
@@ -138,8 +153,8 @@ def landscape_facts(f: Any, x: Float[Tensor, " 2"], found: Float[Tensor, "count 
 
 
 def landscape_finding(facts: Mapping[str, float]) -> str:
-    """One line: how far estimates are off, alone and in the mean."""
-    return f"One estimate is off by {facts['spread']:.0%} of the gradient, their mean by {facts['off']:.0%}"
+    """One line: how far estimates are off, alone (root mean square) and in the mean."""
+    return f"The rms error is {facts['spread']:.0%} of the gradient, the mean's {facts['off']:.0%}"
 
 
 def landscape_words(facts: Mapping[str, float], setting: str) -> str:

@@ -1,9 +1,9 @@
-"""Bias, variance and cosine of gradient estimates, measured on samples; the error of a slope against τ."""
+"""Bias, variance and cosine of gradient estimates, measured on samples; a slope's error against τ; a rough rank."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,57 @@ from torch import Tensor
 
 from labkit.errors import LabError
 from labkit.zeroth.gradient import Counted, Objective, draw, estimate, slope
+
+LOOK = 0.01  # length of the step over which gradients are compared
+
+Gradient = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The size of a Hessian, from gradients alone.
+
+    Attributes:
+        largest: the curvature of largest magnitude, after some steps of power iteration: at most the true one.
+        trace: the mean of Hutchinson's estimates zᵀHz, entries of z ±1.
+        trace_error: standard error of that mean.
+    """
+
+    largest: float
+    trace: float
+    trace_error: float
+
+    @property
+    def effective_rank(self) -> float:
+        """tr H / ‖H‖."""
+        return self.trace / abs(self.largest)
+
+
+def times_hessian(gradient: Gradient, x: Float[Tensor, " d"], v: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """H v by a central difference of two gradients over a step of length `LOOK` to each side."""
+    step = LOOK / float(torch.linalg.vector_norm(v))
+    return (gradient(x + step * v) - gradient(x - step * v)) / (2 * step)
+
+
+def curvature(gradient: Gradient, x: Float[Tensor, " d"], powers: int = 4, probes: int = 8, seed: int = 0) -> Curvature:
+    """Power iteration from the gradient, and Hutchinson's trace; 2 (powers + probes) gradients and one more.
+
+    Raises:
+        LabError: for no step of power iteration, or fewer than two probes.
+    """
+    if powers < 1 or probes < 2:
+        raise LabError(f"{powers} steps and {probes} probes tell no curvature.", "Take at least 1 and 2.")
+    generator, v, largest = torch.Generator(x.device).manual_seed(seed), gradient(x), 0.0
+    for _ in range(powers):
+        v = v / torch.linalg.vector_norm(v)
+        bent = times_hessian(gradient, x, v)
+        largest, v = float(v.double() @ bent.double()), bent
+    found = []
+    for _ in range(probes):
+        z = draw("rademacher", x, generator)
+        found.append(float(z.double() @ times_hessian(gradient, x, z).double()))
+    traces = torch.tensor(found, dtype=torch.float64)
+    return Curvature(largest, float(traces.mean()), float(traces.std()) / math.sqrt(probes))
 
 
 @dataclass(frozen=True)

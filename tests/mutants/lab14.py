@@ -19,6 +19,8 @@ RIGHT = {
     "estimate-by-normal": (ESTIMATE, whole14.NORMAL_RIGHT),
     "mean-divided-at-the-end": (MEAN, whole14.STACKED_WEIGHTS),
     "tau-by-a-loop": (TAU, whole14.NEXT_UP),
+    "step-by-alpha": (STEP, whole14.BY_ALPHA),
+    "step-product-first": (STEP, whole14.PRODUCT_FIRST),
     "step-restored-in-finally": (STEP, whole14.FINALLY),
     "price-by-pairs": (PRICE, whole14.BY_PAIRS),
 }
@@ -67,10 +69,10 @@ MUTANTS = {
         ESTIMATE, BOTH, "Seeded anew in each call: the same direction for ever.",
         "generator=generator", "generator=torch.Generator().manual_seed(0)"),
     "estimate-drawn-narrow": _wrong(
-        ESTIMATE, HIDDEN, "z is drawn in the dtype of x.", "dtype=torch.promote_types(x.dtype, torch.float32)",
+        ESTIMATE, BOTH, "z is drawn in the dtype of x.", "dtype=torch.promote_types(x.dtype, torch.float32)",
         "dtype=x.dtype"),
     "estimate-asked-wide": _wrong(
-        ESTIMATE, HIDDEN, "f is asked in float32, though the weights are bfloat16.", "f((x + tau * z).to(x.dtype))",
+        ESTIMATE, BOTH, "f is asked in float32, though the weights are bfloat16.", "f((x + tau * z).to(x.dtype))",
         "f(x + tau * z)"),
     "estimate-always-double": _wrong(
         ESTIMATE, BOTH, "z is float64 for every x.", "torch.promote_types(x.dtype, torch.float32)", "torch.float64"),
@@ -80,7 +82,15 @@ MUTANTS = {
         "behind = float(f((x - tau * z).to(x.dtype)))", "behind = f((x - tau * z).to(x.dtype))",
         "return (ahead - behind) / (2 * tau) * z", "return float((ahead - behind) / (2 * tau)) * z"),
     "estimate-for-vectors-only": _wrong(
-        ESTIMATE, HIDDEN, "Right for vectors only.", "torch.randn(x.shape,", "torch.randn(len(x),"),
+        ESTIMATE, BOTH, "Right for vectors only.", "torch.randn(x.shape,", "torch.randn(len(x),"),
+    "estimate-step-rounded": _wrong(
+        ESTIMATE, BOTH, "τz is rounded to bfloat16 before it is added.",
+        "(x + tau * z)", "(x + (tau * z).to(x.dtype))", "(x - tau * z)", "(x - (tau * z).to(x.dtype))"),
+    "estimate-direction-rounded": _wrong(
+        ESTIMATE, BOTH, "z is rounded to bfloat16 and made float32 again.",
+        f"z = {_NORMAL}", f"z = {_NORMAL}.to(x.dtype)\nz = z.to(torch.promote_types(x.dtype, torch.float32))"),
+    "estimate-flat-direction": _wrong(
+        ESTIMATE, BOTH, "A flat z, which is added to a vector only.", "torch.randn(x.shape,", "torch.randn(x.numel(),"),
     "mean-same-direction": _wrong(
         MEAN, BOTH, "Every direction is the same: the generator is set back.",
         "for _ in range(n):", "state = generator.get_state()\nfor _ in range(n):\n    generator.set_state(state)"),
@@ -115,9 +125,9 @@ MUTANTS = {
         MEAN, BOTH, "Central differences.", "(float(f(x + tau * u)) - here) / tau",
         "(float(f(x + tau * u)) - float(f(x - tau * u))) / tau / 2"),
     "mean-nothing-refused": _wrong(
-        MEAN, HIDDEN, "No directions give a mean of 0.", "if n < 1:", "if False:"),
+        MEAN, BOTH, "No directions give a mean of 0.", "if n < 1:", "if False:"),
     "mean-zero-passes": _wrong(
-        MEAN, HIDDEN, "n = 0 passes.", "if n < 1:", "if n < 0:"),
+        MEAN, BOTH, "n = 0 passes.", "if n < 1:", "if n < 0:"),
     "mean-forgets-tau": _wrong(
         MEAN, BOTH, "Not divided by τ.", "/ tau / n", "/ n"),
     "tau-whole-spacing": _wrong(
@@ -131,7 +141,7 @@ MUTANTS = {
     "tau-no-value": _wrong(
         TAU, BOTH, "|f| is taken for 1.", " * abs(value)", ""),
     "tau-sign-of-the-value": _wrong(
-        TAU, HIDDEN, "A negative value has a complex root.", "abs(value)", "value") | {"at_least": True},
+        TAU, BOTH, "A negative value has a complex root.", "abs(value)", "value") | {"at_least": True},
     "tau-sign-of-the-derivative": _wrong(
         TAU, HIDDEN, "A negative derivative has a complex root.", "abs(third)", "third") | {"at_least": True},
     "tau-always-float32": _wrong(
@@ -145,19 +155,30 @@ MUTANTS = {
     "tau-not-rounded": _wrong(
         TAU, BOTH, "The sum stays in float32, where everything moves.", ".to(x.dtype)", ""),
     "tau-all-must-move": _wrong(
-        TAU, HIDDEN, "Not even 1 % may stay.", "<= 0.01 * x.numel()", "<= 0"),
+        TAU, BOTH, "Not even 1 % may stay.", "<= 0.01 * x.numel()", "<= 0"),
     "tau-less-than-one-percent": _wrong(
-        TAU, HIDDEN, "Less than 1 %, where at most 1 % is said.", "<= 0.01", "< 0.01"),
+        TAU, BOTH, "Less than 1 %, where at most 1 % is said.", "<= 0.01", "< 0.01"),
     "tau-most-may-stay": _wrong(
-        TAU, HIDDEN, "Half of them may stay.", "0.01", "0.5"),
+        TAU, BOTH, "Half of them may stay.", "0.01", "0.5"),
     "tau-by-the-largest-weight": _wrong(
-        TAU, HIDDEN, "A bound by the largest weight and the mean direction.", code=whole14.HALF_SPACING),
+        TAU, BOTH, "A bound by the largest weight and the mean direction.", code=whole14.HALF_SPACING),
+    "tau-step-rounded": _wrong(
+        TAU, BOTH, "τz is rounded before it is added.", "(x + 2.0**power * z)", "(x + (2.0**power * z).to(x.dtype))"),
+    "tau-by-no-derivative": _wrong(
+        TAU, HIDDEN, "A third derivative of 0 divides by 0.", "third == 0", "False"),
     "tau-no-error": _wrong(
-        TAU, HIDDEN, "Where nothing moves, τ* is returned.",
+        TAU, BOTH, "Where nothing moves, τ* is returned.",
         "raise ValueError(\"More than 1 % of the weights never move.\")", "return best"),
     "step-drifts": _wrong(
         STEP, BOTH, "Moved there and back: x is not x any more, and an error leaves it perturbed.",
         code=whole14.DRIFTING),
+    "step-drifts-but-restores": _wrong(
+        STEP, BOTH, "Moved there and back; only an error takes the copy.", code=whole14.DRIFTING_RESTORED),
+    "step-restored-after-the-second-only": _wrong(
+        STEP, HIDDEN, "Only an error in the second call restores the weights.", code=whole14.SECOND_ONLY),
+    "step-autograd-on": _wrong(
+        STEP, BOTH, "Autograd is on while the parameters are written.",
+        "with torch.no_grad():", "with torch.enable_grad():"),
     "step-not-restored": _wrong(
         STEP, BOTH, "The update starts at the second point.",
         "move(-rate * slope)",
@@ -217,6 +238,9 @@ MUTANTS = {
     "price-tensors": _wrong(
         PRICE, BOTH, "Tensors, where floats are asked for.", "return rate, rate * square / 2",
         "return torch.tensor(rate), torch.tensor(rate * square / 2)"),
+    "price-norm-along": _wrong(
+        PRICE, BOTH, "‖H‖ vᵀv in the place of vᵀHv.", "float(v @ H @ v)",
+        "float(torch.linalg.matrix_norm(H, 2)) * float(v @ v)"),
     "price-norm-of-h": _wrong(
         PRICE, BOTH, "Frobenius' norm in the place of the trace.", "float(H.trace())", "float(H.norm())"),
 }

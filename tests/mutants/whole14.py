@@ -54,6 +54,8 @@ for _ in range(n):
 return x.numel() * mean * total"""
 
 NEXT_UP = """\
+if not third:
+    raise ValueError("third")
 info = torch.finfo(x.dtype)
 least = math.pow(1.5 * info.eps * math.fabs(value / third), 1 / 3)
 power = -60
@@ -84,6 +86,65 @@ with torch.no_grad():
     slope = (ahead - behind) / (2 * tau)
     for p, z in zip(parameters, directions, strict=True):
         p.add_(tau * z)
+        p.sub_((rate * slope) * z)
+return slope"""
+
+DRIFTING_RESTORED = """\
+old = [p.detach().clone() for p in parameters]
+with torch.no_grad():
+    def move(by):
+        for p, z in zip(parameters, directions, strict=True):
+            p.add_(by * z)
+    try:
+        move(tau)
+        ahead = float(loss())
+        move(-2 * tau)
+        behind = float(loss())
+    except BaseException:
+        for p, x in zip(parameters, old, strict=True):
+            p.copy_(x)
+        raise
+    slope = (ahead - behind) / (2 * tau)
+    move(tau)
+    move(-rate * slope)
+return slope"""
+
+_COPIED = """\
+old = [p.detach().clone() for p in parameters]
+with torch.no_grad():
+    try:
+        for p, x, z in zip(parameters, old, directions, strict=True):
+            p.copy_(x).add_(z, alpha=tau)
+        ahead = float(loss())
+        for p, x, z in zip(parameters, old, directions, strict=True):
+            p.copy_(x).sub_(z, alpha=tau)
+        behind = float(loss())
+    except BaseException:
+        for p, x in zip(parameters, old, strict=True):
+            p.copy_(x)
+        raise
+    s = (ahead - behind) / (2 * tau)
+    for p, x, z in zip(parameters, old, directions, strict=True):
+        UPDATE
+return s"""
+BY_ALPHA = _COPIED.replace("UPDATE", "p.copy_(x).sub_(z, alpha=rate * s)")
+PRODUCT_FIRST = _COPIED.replace("UPDATE", "p.copy_(x - rate * (s * z))")
+
+SECOND_ONLY = """\
+old = [p.detach().clone() for p in parameters]
+with torch.no_grad():
+    for p, x, z in zip(parameters, old, directions, strict=True):
+        p.copy_(x + tau * z)
+    ahead = float(loss())
+    try:
+        for p, x, z in zip(parameters, old, directions, strict=True):
+            p.copy_(x - tau * z)
+        behind = float(loss())
+    finally:
+        for p, x in zip(parameters, old, strict=True):
+            p.copy_(x)
+    slope = (ahead - behind) / (2 * tau)
+    for p, z in zip(parameters, directions, strict=True):
         p.sub_((rate * slope) * z)
 return slope"""
 
