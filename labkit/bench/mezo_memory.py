@@ -30,7 +30,7 @@ UNITS = {
     "tokens_per_s": "tokens/s",
     "gb": "GB",
 }
-_SOURCE = "Malladi et al. 2023, arXiv:2305.17333, figure 3: A100s of 80 GB, MultiRC (lecture 000)"
+_SOURCE = "Malladi et al. 2023, arXiv:2305.17333, table 22: A100s of 80 GB, MultiRC (lecture 000)"
 _GB = """
 1.3b 4 6 19 27
 2.7b 7 8 29 55
