@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from labkit.bench.ranks import measured, ranks_here, row, together
-from labkit.bench.steps import configuration, is_in, rounded
+from labkit.bench.steps import configuration, is_in, room_here, rounded
 
 if TYPE_CHECKING:
     from labkit.bench.capstone_steps import Setting
@@ -104,7 +104,7 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     from labkit.bench.capstone_steps import measured as measure
 
     plan = PLANS["tiny" if scale.device == "cpu" else scale.name]
-    room = plan.room if plan.room is not None else _room()
+    room = plan.room if plan.room is not None else room_here()
     sizes = ranks_here(scale.device, plan.world_sizes, max(plan.world_sizes))
     for ranks in sizes:
         todo = [*trainings(plan, ranks, last=ranks == sizes[-1])]
@@ -161,12 +161,3 @@ def case_of(model: str, method: str, ranks: int, plan: Plan, device: str, checkp
         changes = {**changes, "weights": "float32", "compute": "", "master": False}
     case = Case(arch, plan.share, plan.seq_len, device=device, **changes)
     return case.with_(segments=arch.layers) if checkpointed else case
-
-
-def _room() -> int:
-    """Bytes that tensors may fill on the GPU that is here."""
-    import torch
-
-    from labkit.ledger.gpus import usable
-
-    return usable(torch.cuda.get_device_properties(0).total_memory)

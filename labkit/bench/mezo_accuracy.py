@@ -3,8 +3,8 @@
 Rows with step 0 train nothing in the model: the prompt alone ("zero-shot"), solved examples in it ("in-context"), and
 a linear classifier on the model's features ("probing"). The others are evaluations on the way of whole trainings, one
 row a method, seed and evaluation; `seconds` is the steps so far by the step time of a short run alone. MeZO's rates
-are those that were best on the validation part after RATE_STEPS steps; fine-tuning has one rate. The small model's
-weights are fp32 where all are perturbed; beside adapters they have the scale's dtype.
+are those that were best on the validation part after the plan's `rate_steps`; fine-tuning has one rate. The small
+model's weights are fp32 where all are perturbed; beside adapters they have the scale's dtype.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     plan = PLANS[scale.name]
     known = {row["method"] for row in done}
     facts = {"model": scale.model, "batch": scale.batch_size}
-    for row in baselines(scale):
-        if row["method"] not in known:
-            yield facts | row
+    for row in baselines(scale, known):
+        yield facts | row
     names = [name for name in (*METHODS, "full") if name not in known]
     # Alone on the machine, and so before the others start.
     alone = {name: tuned.spent(tuned.timed(scale, trial(name, plan))) for name in names}
@@ -79,8 +78,8 @@ def trial(name: str, plan: Plan) -> Trial:
     return Trial(kind, tuple(settings.items()), rates[1], steps=plan.steps, evaluate_every=plan.every)
 
 
-def baselines(scale: Scale) -> Iterator[dict]:
-    """What needs no training of the model."""
+def baselines(scale: Scale, known: set[str]) -> Iterator[dict]:
+    """What needs no training of the model, but for the methods that are `known`."""
     import copy
 
     from labkit.training import evaluate
@@ -89,11 +88,13 @@ def baselines(scale: Scale) -> Iterator[dict]:
 
     base, task = tuned.loaded(scale)
     model = copy.deepcopy(base).to(scale.device)
-    yield _untrained("zero-shot", evaluate(model, task))
-    for seed in SEEDS:
+    if "zero-shot" not in known:
+        yield _untrained("zero-shot", evaluate(model, task))
+    for seed in SEEDS if "in-context" not in known else ():
         asked = InContext(task, SHOTS, seed)
         yield _untrained("in-context", evaluate(model, asked, task.test)) | {"seed": seed, "shots": SHOTS}
-    yield _untrained("probing", probe(model, task))
+    if "probing" not in known:
+        yield _untrained("probing", probe(model, task))
 
 
 def _untrained(method: str, found: dict[str, float]) -> dict[str, Any]:

@@ -9,11 +9,10 @@ has the prediction alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from labkit.bench.steps import attempt, is_in, rounded
-from labkit.ledger import MIB
+from labkit.bench.steps import is_in, rounded
 
 if TYPE_CHECKING:
     from labkit.bench.mezo_steps import Setting
@@ -29,20 +28,23 @@ UNITS = {
     "step_ms": "ms, median",
     "tokens_per_s": "tokens/s",
     "gb": "GB",
+    "gpus": "A100s of 80 GB",
 }
 _SOURCE = "Malladi et al. 2023, arXiv:2305.17333, table 22: A100s of 80 GB, MultiRC (lecture 000)"
-_GB = """
-1.3b 4 6 19 27
-2.7b 7 8 29 55
-6.7b 14 16 46 156
-13b 26 29 158 316
-30b 58 62 315 633
-"""
 _HOW = ("zero-shot and mezo", "in-context", "prefix", "full")
-PUBLISHED = [
-    {"model": f"opt-{size}", "method": method, "gb": int(gb), "source": _SOURCE}
-    for size, *found in (line.split() for line in _GB.strip().splitlines())
-    for method, gb in zip(_HOW, found, strict=True)
+# GPUs and GB, None where the table has the GPUs only.
+_NEEDS: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "opt-1.3b": ((1, 4), (1, 6), (1, 19), (1, 27)),
+    "opt-2.7b": ((1, 7), (1, 8), (1, 29), (1, 55)),
+    "opt-6.7b": ((1, 14), (1, 16), (1, 46), (2, 156)),
+    "opt-13b": ((1, 26), (1, 29), (2, 158), (4, 316)),
+    "opt-30b": ((1, 58), (1, 62), (4, 315), (8, 633)),
+    "opt-66b": ((2, 128), (2, 134), (8, None), (16, None)),
+}
+PUBLISHED: list[dict[str, Any]] = [
+    {"model": model, "method": method, "gpus": gpus, "gb": gb, "source": _SOURCE}
+    for model, needs in _NEEDS.items()
+    for method, (gpus, gb) in zip(_HOW, needs, strict=True)
 ]
 
 
@@ -65,12 +67,14 @@ METHODS = ("zero-shot", "mezo", "mezo walk", "in-context", "prefix", "full")
 
 def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     """A row a model and method; not those that are `done`."""
+    from labkit.bench.mezo_steps import row_of
+
     plan = _CPU if scale.device == "cpu" else _GPU
     base: dict[str, float] = {r["model"]: r["peak_allocated_mib"] for r in done if r["method"] == "zero-shot"}
     for setting in settings(plan):
         if is_in(setting, done):
             continue
-        row = one(setting, scale.device, plan)
+        row = row_of(setting, scale.device, plan.timed, plan.room)
         if setting.method == "zero-shot":
             base[setting.model] = row["peak_allocated_mib"]
         peak, least = row["peak_allocated_mib"], base.get(setting.model)
@@ -86,28 +90,3 @@ def settings(plan: Plan) -> Iterator[Setting]:
         for method in METHODS:
             dtype = plan.dtype if method != "full" or plan.dtype == "float32" else "bfloat16"
             yield Setting(model, method, dtype, 1, plan.context if method == "in-context" else plan.seq_len)
-
-
-def one(setting: Setting, device: str, plan: Any) -> dict[str, Any]:
-    """A measured row, or one with its prediction and the reason why nothing was measured."""
-    from labkit.bench.mezo_steps import measured, predicted
-    from labkit.bench.workers import clear
-
-    clear(device)
-    count = predicted(setting, device)
-    row = {**asdict(setting), "predicted_mib": None if count is None else rounded(count / MIB, 1)}
-    row |= dict.fromkeys(("peak_allocated_mib", "peak_reserved_mib", "driver_mib", "step_ms", "tokens_per_s", "loss"))
-    room = plan.room if plan.room is not None else _room()
-    if count is not None and count > room:
-        return row | {"note": f"planned only: more than the {room / MIB:,.0f} MiB that tensors may fill"}
-    found, note = attempt(lambda: measured(setting, device, plan.timed), device)
-    return row | (found or {}) | {"note": note}
-
-
-def _room() -> int:
-    """Bytes that tensors may fill on the GPU that is here."""
-    import torch
-
-    from labkit.ledger.gpus import usable
-
-    return usable(torch.cuda.get_device_properties(0).total_memory)

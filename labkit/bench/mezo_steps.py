@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from labkit.bench.steps import configuration, median_ms, rounded
+from labkit.bench.steps import attempt, configuration, median_ms, room_here, rounded
+from labkit.bench.workers import clear
 from labkit.bench.zero_steps import RandomText, words
 from labkit.ledger import MIB
 from labkit.ledger.case import Case
@@ -36,6 +37,24 @@ class Setting:
     dtype: str
     batch: int
     seq_len: int
+
+
+def row_of(setting: Setting, device: str, timed: int, room: int | None = None) -> dict[str, Any]:
+    """A measured row, or one with its prediction and the reason why nothing was measured.
+
+    Args:
+        timed: steps that are timed.
+        room: bytes that tensors may fill; None for those of the GPU that is here.
+    """
+    clear(device)
+    count = predicted(setting, device)
+    row = {**asdict(setting), "predicted_mib": None if count is None else rounded(count / MIB, 1)}
+    row |= dict.fromkeys(("peak_allocated_mib", "peak_reserved_mib", "driver_mib", "step_ms", "tokens_per_s", "loss"))
+    room = room_here() if room is None else room
+    if count is not None and count > room:
+        return row | {"note": f"planned only: more than the {room / MIB:,.0f} MiB that tensors may fill"}
+    found, note = attempt(lambda: measured(setting, device, timed), device)
+    return row | (found or {}) | {"note": note}
 
 
 def predicted(setting: Setting, device: str) -> int | None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from labkit.bench.mezo_memory import one
 from labkit.bench.steps import is_in
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ _SECONDS: dict[tuple[str, int], tuple[tuple[float, int], ...]] = {
     ("mezo", 8): ((0.450, 1), (0.788, 1), (1.927, 1), (4.267, 1), (7.580, 2)),
     ("full", 8): ((0.784, 1), (1.326, 1), (13.638, 4), (45.608, 8), (84.098, 20)),
 }
-PUBLISHED = [
+PUBLISHED: list[dict[str, Any]] = [
     {"model": model, "method": method, "batch": batch, "seconds": seconds, "gpus": gpus, "source": _SOURCE}
     for (method, batch), found in _SECONDS.items()
     for model, (seconds, gpus) in zip(_SIZES, found, strict=True)
@@ -61,10 +60,12 @@ _CPU = Plan(("llama-2x64",), tuple((method, 1, 16, "float32") for method in ("ze
 
 def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     """A row a model and step; not those that are `done`."""
+    from labkit.bench.mezo_steps import row_of
+
     plan = _CPU if scale.device == "cpu" else _GPU
     for setting in settings(plan):
         if not is_in(setting, done):
-            yield one(setting, scale.device, plan)
+            yield row_of(setting, scale.device, plan.timed, plan.room)
 
 
 def settings(plan: Plan) -> Iterator[Setting]:

@@ -145,6 +145,15 @@ def attempt(work: Callable[[], Found], device: str) -> tuple[Found | None, str]:
     return None, note
 
 
+def room_here() -> int:
+    """Bytes that tensors may fill on the GPU that is here."""
+    import torch
+
+    from labkit.ledger.gpus import usable
+
+    return usable(torch.cuda.get_device_properties(0).total_memory)
+
+
 def rounded(value: float | None, digits: int = 3) -> float | None:
     """For JSON; None stays."""
     return None if value is None else round(value, digits)

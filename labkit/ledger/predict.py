@@ -118,7 +118,6 @@ class _Sizes:
         per_block = sum(w.numel for w in arch.block) if case.train == "full" else sum(case.adapters) // arch.layers
         self.block_gradients = _share(case, "gradients", per_block * size)
         self.gradients = gradients(case, round_to) if case.train != "nothing" else 0
-        self.bucketed = self.gradients
         if case.bucketed:  # they stand in the buckets all the time, and what backward makes is copied there at once
             self.head = self.others = self.block_gradients = self.gradients = 0
         self.rest, self.gathered = _gathered(case)
@@ -161,7 +160,7 @@ def predict(case: Case, round_to: int = BLOCK) -> Trace:
         at("end")
         return Trace(moments)
     if case.bucketed:
-        base["gradients"] = sizes.bucketed
+        base["gradients"] = gradients(case, round_to)
     kept = _kept(case, sizes)
     # autocast keeps the casts of trained weights until its context ends, also those that checkpointing will make again.
     cast = case.autocast and case.segments and case.train == "full"

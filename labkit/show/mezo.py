@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labkit import published
+from labkit.bench import mezo_memory, mezo_time
 from labkit.errors import LabError, UnknownNameError
 from labkit.ledger.case import Case
 from labkit.ledger.gpus import usable
@@ -33,19 +34,23 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 COLOURS = {MEZO: "blue", LORA: "green", FULL: "red", "in context": "sky", "prefix": "orange"}
 MARKS = {MEZO: "o", "in context": "v", "prefix": "s", FULL: "D"}
-# GPUs and GB, None where the table has the GPUs only.
+_NAMES = {MEZO: "zero-shot and mezo", "in context": "in-context", "prefix": "prefix", FULL: "full"}
+# By size: GPUs and GB, None where the paper has the GPUs only.
 PUBLISHED: dict[str, tuple[tuple[int, int | None], ...]] = {
-    MEZO: ((1, 4), (1, 7), (1, 14), (1, 26), (1, 58), (2, 128)),
-    "in context": ((1, 6), (1, 8), (1, 16), (1, 29), (1, 62), (2, 134)),
-    "prefix": ((1, 19), (1, 29), (1, 46), (2, 158), (4, 315), (8, None)),
-    FULL: ((1, 27), (1, 55), (2, 156), (4, 316), (8, 633), (16, None)),
+    shown: tuple((row["gpus"], row["gb"]) for row in mezo_memory.PUBLISHED if row["method"] == method)
+    for shown, method in _NAMES.items()
 }
-# Seconds a step and GPUs, on MultiRC.
-TIMED = ("opt-1.3b", "opt-2.7b", "opt-13b", "opt-30b", "opt-66b")
+TIMED = tuple(dict.fromkeys(row["model"] for row in mezo_time.PUBLISHED))
+# By size: seconds a step and GPUs, on MultiRC.
 SECONDS: dict[str, tuple[tuple[float, int], ...]] = {
-    "MeZO, batch 16": ((0.815, 1), (1.400, 1), (2.702, 1), (5.896, 1), (12.438, 4)),
-    "MeZO, batch 8": ((0.450, 1), (0.788, 1), (1.927, 1), (4.267, 1), (7.580, 2)),
-    "full, batch 8": ((0.784, 1), (1.326, 1), (13.638, 4), (45.608, 8), (84.098, 20)),
+    shown: tuple(
+        (row["seconds"], row["gpus"]) for row in mezo_time.PUBLISHED if (row["method"], row["batch"]) == (method, batch)
+    )
+    for shown, method, batch in (
+        ("MeZO, batch 16", "mezo", 16),
+        ("MeZO, batch 8", "mezo", 8),
+        ("full, batch 8", "full", 8),
+    )
 }
 
 

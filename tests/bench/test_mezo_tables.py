@@ -60,7 +60,9 @@ def test_accuracy_has_baselines_and_a_curve_for_each_seed(monkeypatch):
     monkeypatch.setattr(tuned, "loaded", lambda scale, name="sentiment": (base, task))
     monkeypatch.setattr(tuned, "TIMED_STEPS", 3)
     monkeypatch.setattr(tuned, "run", lambda case: seen.append(case[1]) or real(case))
-    monkeypatch.setattr(mezo_accuracy, "baselines", lambda scale: iter([{"method": "zero-shot", "step": 0}]))
+    monkeypatch.setattr(
+        mezo_accuracy, "baselines", lambda scale, known: iter([] if known else [{"method": "zero-shot", "step": 0}])
+    )
     one = {"mezo": (mezo_accuracy.METHODS["mezo"][0], {}, (1e-3, 1e-2))}
     monkeypatch.setattr(mezo_accuracy, "METHODS", one)
     rows = list(mezo_accuracy.rows(SCALE))
