@@ -33,9 +33,11 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 SETTLE_SECONDS = 2.5  # "Run All" clicked the moment the kernel turns idle is sometimes lost
 _STARTED = """() => {
   const panel = window.jupyterapp.shell.currentWidget;
-  window.labkitStarted = 0;
+  window.labkitStarted = window.labkitEnded = 0;
   panel.sessionContext.iopubMessage.connect((_, message) => {
     if (message.header.msg_type === 'execute_input') window.labkitStarted += 1;
+    const ofCell = message.parent_header.msg_type === 'execute_request';
+    if (ofCell && message.content.execution_state === 'idle') window.labkitEnded += 1;
   });
 }"""
 _KERNEL = """() => {
@@ -224,10 +226,10 @@ class Notebook:
         return self.page.evaluate("() => window.labkitStarted")
 
     def _over(self, expected: int) -> bool:
-        # In this order: the kernel is busy before a cell counts as started, so idle *after* the last one started means
-        # over. Asked the other way round, it may have been idle between the last cell but one and the last.
+        # The kernel's own status does not tell: a widget's messages run in a thread beside the cells, and the kernel
+        # says idle when one of those ends, while a cell is still running.
         over = self.started() >= expected or bool(self.errors())
-        return over and self.kernel() == "idle"
+        return over and self.page.evaluate("() => window.labkitEnded >= window.labkitStarted")
 
     def screenshot(self, path: Path, locator=None) -> None:
         """Save what the page shows, or only one element of it."""
