@@ -132,7 +132,17 @@ def test_every_third_party_import_is_a_declared_dependency():
             distributions = {_canonical(owner) for owner in owners.get(name, [name])}
             # These come with nbconvert, ipykernel, matplotlib, transformers and torch's CUDA build, which cannot do
             # without them.
-            brought = {"jinja2", "ipython", "pygments", "pillow", "cycler", "huggingface-hub", "triton"}
+            brought = {
+                "jinja2",
+                "bleach",
+                "traitlets",
+                "ipython",
+                "pygments",
+                "pillow",
+                "cycler",
+                "huggingface-hub",
+                "triton",
+            }
             if not distributions & (declared | brought):
                 undeclared[name] = module_name(path)
     assert undeclared == {}

@@ -15,8 +15,8 @@ from checkouts import make_lessons, start_labkit, write_notebook
 from typer.testing import CliRunner
 
 from labkit.cli import app
-from labkit.commands import page
 from labkit.errors import LessonError
+from labkit.show import page
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_lesson_becomes_a_notebook_and_a_page_that_needs_no_network(lessons, t
 
     html = (tmp_path / "out" / "01-alpha.html").read_text(encoding="utf-8")
     assert "<title>Alpha, the first</title>" in html and '<html lang="en">' in html
-    assert "<script" not in html and not page._REMOTE.search(html)
+    assert "<script" not in html and not page.REMOTE.search(html)
     assert html.count("<math") == 3 and "$" not in re.sub(r"\$5", "", _body(html)), "every formula is MathML"
     assert 'alt="a curve that falls"' in html and 'alt="a grey square"' in html
     assert "square.png" not in html, "the image is inside the page"
@@ -145,7 +145,7 @@ def test_a_page_that_cannot_be_made_does_not_take_the_executed_notebook_along(le
     def refuse(*_):
         raise LessonError("The page would load something.", "Mend it.")
 
-    monkeypatch.setattr("labkit.commands.page.page", refuse)
+    monkeypatch.setattr("labkit.show.page.page", refuse)
     run("alpha", "--out", tmp_path / "out", "--scale", "tiny")
     assert any(cell.get("outputs") for cell in nbformat.read(next(tmp_path.glob("out/*.ipynb")), 4).cells)
     assert not list(tmp_path.glob("out/*.html"))

@@ -60,7 +60,7 @@ def run(names: list[str], scale: str | None, out: Path, labs: bool, timeout: flo
 def _run_job(job: Job, environment: dict[str, str], out: Path, timeout: float, terminal: Console, update: bool) -> bool:
     """Execute one notebook and write what became of it; whether it succeeded."""
     from labkit.commands.execute import execute
-    from labkit.commands.page import page
+    from labkit.show.page import page
 
     notebook = _read(job.notebook)
     folder = job.notebook.parent

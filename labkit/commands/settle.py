@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nbformat import NotebookNode
 
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+from labkit.show.display import WIDGET_VIEW
 
 
 def settle(notebook: NotebookNode) -> NotebookNode:

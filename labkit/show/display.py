@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # the type of an output that only a running kernel draws
+
+
 def _emit(html_text: str, plain: str) -> None:
     from IPython.display import display
 

@@ -16,13 +16,13 @@ from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
-from labkit.commands.settle import WIDGET_VIEW
 from labkit.errors import LessonError
+from labkit.show.display import WIDGET_VIEW
 
 SCRIPT = "application/javascript"
 # What would make a browser fetch something: a source or a style sheet elsewhere, an import in CSS. A link
 # (<a href>) only leads somewhere when it is clicked.
-_REMOTE = re.compile(
+REMOTE = re.compile(
     r"""<(?:script|img|iframe|source|video|audio|embed|object|track|input)\b[^>]*?\b(?:src|data|srcset|poster)\s*="""
     r"""\s*["']?\s*(?:https?:)?//[^"'\s>]+|<link\b[^>]*?\bhref\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]+"""
     r"""|@import\s+(?:url\()?["']?(?:https?:)?//[^"')\s]+|\burl\(\s*["']?(?:https?:)?//[^"')\s]+""",
@@ -62,7 +62,7 @@ def mathml(tex: str, display: str = "inline") -> str:
     return element.replace("<math ", f'<math aria-label="{html.escape(tex.strip(), quote=True)}" ', 1)
 
 
-class _Renderer(IPythonRenderer):
+class Renderer(IPythonRenderer):
     """nbconvert's Markdown renderer with formulas turned into MathML."""
 
     def block_math(self, body: str) -> str:
@@ -97,7 +97,7 @@ class PageExporter(HTMLExporter):
     def markdown2html(self, context: Any, source: str) -> str:
         """Markdown to HTML, with images of the notebook's folder and attachments inside."""
         cell = context.get("cell", {})
-        renderer = _Renderer(
+        renderer = Renderer(
             escape=False,
             embed_images=True,
             path=context.get("resources", {}).get("metadata", {}).get("path", ""),
@@ -126,7 +126,7 @@ def page(notebook: NotebookNode, title: str, folder: Path) -> str:
     still.metadata["title"] = title
     resources = {"metadata": {"name": title, "path": str(folder)}, "language_code": "en"}
     text, _ = PageExporter().from_notebook_node(still, resources=resources)
-    if remote := _REMOTE.search(text):
+    if remote := REMOTE.search(text):
         raise LessonError(
             f"The page of {title!r} would load something from the network: {remote[0][:120]}",
             "Put the file beside the notebook, or write the figure into the output itself.",

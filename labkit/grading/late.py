@@ -1,0 +1,86 @@
+"""Late submissions: a share of the score for every day begun, as a plugin of nbgrader's, and due dates.
+
+nbgrader computes a penalty when tests are marked. A share of the score has to be computed again when a person has
+marked a question since, or when the due date was moved: `reassess` does so, with nbgrader's own code.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from datetime import UTC, datetime
+
+from nbformat.v4 import new_notebook
+from nbgrader.plugins import BasePlugin
+from nbgrader.preprocessors import AssignLatePenalties
+from traitlets import Float
+
+from labkit.errors import LabError
+from labkit.grading.book import NOTEBOOK, Book
+
+_DAY_S = 86400.0
+
+
+class DailyPenalty(BasePlugin):
+    """Takes a share of the score for each day begun after the due date and the minutes of grace.
+
+    In `nbgrader_config.py`: `c.AssignLatePenalties.plugin_class = "labkit.grading.late.DailyPenalty"`, and
+    `c.DailyPenalty.percent_per_day = 10`.
+    """
+
+    percent_per_day = Float(10.0, min=0.0, help="Percent of the score that each day begun costs.").tag(config=True)
+    most_percent = Float(100.0, min=0.0, max=100.0, help="Percent of the score that lateness can cost.").tag(
+        config=True
+    )
+    grace_minutes = Float(0.0, min=0.0, help="Minutes after the due date that cost nothing.").tag(config=True)
+
+    def late_submission_penalty(self, student_id: str, score: float, total_seconds_late: float) -> float | None:
+        """Points to take off a score; None when it is not late. Days count from the end of the grace on."""
+        late = total_seconds_late - 60 * self.grace_minutes
+        if late <= 0:
+            return None
+        percent = min(self.percent_per_day * math.ceil(late / _DAY_S), self.most_percent)
+        return max(score, 0.0) * percent / 100
+
+
+def set_due(book: Book, lab: str, when: datetime | None) -> None:
+    """Set a lab's due date: aware of its zone, or in UTC without one; None for no date. Penalties follow `reassess`."""
+    if when is not None and when.tzinfo is not None:
+        when = when.astimezone(UTC).replace(tzinfo=None)
+    with book.gradebook() as gradebook:
+        gradebook.update_or_create_assignment(lab, duedate=when)
+
+
+def due(text: str) -> datetime | None:
+    """The date that a teacher writes: `2026-12-01`, `2026-12-01 18:00`, with or without a zone; 'none' for no date.
+
+    A day without a time ends with the day. Without a zone it is this machine's.
+
+    Raises:
+        LabError: the text is no date.
+    """
+    if text.strip().lower() == "none":
+        return None
+    try:
+        when = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise LabError(f"{text!r} is no date.", "Write it as 2026-12-01 or '2026-12-01 18:00'.") from None
+    if len(text.strip()) <= len("2026-12-01"):
+        when = when.replace(hour=23, minute=59, second=59)
+    return when.astimezone()
+
+
+def reassess(book: Book, lab: str) -> None:
+    """Compute the penalties of a lab's late submissions again, from scores and the due date as they are now."""
+    with book.gradebook() as gradebook:
+        late = [
+            submission.student.id
+            for submission in gradebook.assignment_submissions(lab)
+            if submission.total_seconds_late > 0 or submission.late_submission_penalty
+        ]
+    logger = logging.Logger("nbgrader")
+    logger.addHandler(logging.NullHandler())
+    step = AssignLatePenalties(config=book.config, log=logger)
+    for student in late:
+        place = {"notebook": NOTEBOOK, "assignment": lab, "student": student, "db_url": book.url}
+        step.preprocess(new_notebook(), {"nbgrader": place})
