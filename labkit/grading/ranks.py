@@ -12,6 +12,7 @@ all send first lock up at every size. There is no default group, so that functio
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labkit.errors import LabError
+from labkit.grading.jail import ANSWER
 from labkit.grading.meeting import StoppedError, World
 from labkit.parallel.collectives import ring_traffic
 
@@ -39,14 +41,26 @@ class RankGroup:
         sent_bytes: payload that this rank has sent; what a collective of gloo's sends counts as a ring's share.
         messages: sends of this rank, collectives apart.
         calls: how often each method was used, by its name.
+
+    Under the grader an answer cannot count for itself: it gets a copy of `calls`, and sets nothing.
     """
 
     def __init__(self, world: World, rank: int, store: dist.Store) -> None:
         self.rank, self.world_size = rank, world.size
-        self.sent_bytes, self.messages, self.calls = 0, 0, Counter[str]()
+        self.sent_bytes, self.messages, self._calls = 0, 0, Counter[str]()
         self._world, self._joined = world, 0
         # Any: torch's stubs leave the methods out.
         self._gloo: Any = dist.ProcessGroupGloo(store, rank, world.size, timedelta(seconds=_GLOO_S))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if sys._getframe(1).f_code.co_filename.startswith(ANSWER):
+            raise LabError(f"An answer may not set {name} of its group.", "Send, receive, and return the result.")
+        super().__setattr__(name, value)
+
+    @property
+    def calls(self) -> Counter[str]:
+        by_answer = sys._getframe(1).f_code.co_filename.startswith(ANSWER)
+        return Counter(self._calls) if by_answer else self._calls
 
     def send(self, tensor: Tensor, to: int) -> None:
         """Send a tensor to rank `to`; returns when that rank has received it."""

@@ -42,7 +42,7 @@ Results = dict[str, dict[str, Any]]  # by label
 
 def main() -> None:
     """Serve the jobs on standard input until it closes."""
-    report, lines = _private_streams()
+    report, lines = private_streams()
     head = json.loads(lines.readline())
     jobs = [json.loads(line) for line in lines]
     for job in _branch(report, head, jobs) if len(jobs) > 1 else jobs:
@@ -130,7 +130,7 @@ def _run_for(report: TextIO, head: dict[str, Any], job: Job, cell: Sequence[str]
     _send(report, job["variant"], label, event="end", **result)
 
 
-def _private_streams() -> tuple[TextIO, TextIO]:
+def private_streams() -> tuple[TextIO, TextIO]:
     """Keep the pipes for this module: what a cell writes to or reads from must not touch them."""
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
     jobs = os.fdopen(os.dup(0), "r", encoding="utf-8")
@@ -161,18 +161,19 @@ def _run(label: str, code: str, namespace: dict[str, Any], max_points: float | N
     out, err, error, value = io.StringIO(), io.StringIO(), "", None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            value = _execute(f"<{label}>", code, namespace)
+            value = execute(f"<{label}>", code, namespace)
         except BaseException as problem:  # a cell that calls sys.exit must not end the run either
-            error = _describe(problem)
+            error = describe(problem)
     if not error and max_points is not None and err.getvalue():
         error = f"wrote to stderr, which nbgrader counts as a failure: {err.getvalue().strip()}"
-    points = 0.0 if error else _points(value, max_points)
+    points = 0.0 if error else points_of(value, max_points)
     return {"points": points, "error": error[:MAX_TEXT], "stdout": out.getvalue()[:MAX_TEXT]}
 
 
-def _execute(name: str, code: str, namespace: dict[str, Any]) -> Any:
+def execute(name: str, code: str, namespace: dict[str, Any], shown: bool = True) -> Any:
     """Run a cell and return the value of its last expression, as a notebook would show it."""
-    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)  # for tracebacks, inspect
+    if shown:
+        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)  # for tracebacks, inspect
     tree = ast.parse(code, name)
     last = tree.body[-1] if tree.body and not code.rstrip().endswith(";") else None
     if not isinstance(last, ast.Expr):
@@ -183,7 +184,7 @@ def _execute(name: str, code: str, namespace: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), name, "eval"), namespace)
 
 
-def _points(value: Any, max_points: float | None) -> float:
+def points_of(value: Any, max_points: float | None) -> float:
     if max_points is None:
         return 0.0
     try:
@@ -193,7 +194,7 @@ def _points(value: Any, max_points: float | None) -> float:
     return min(credit, max_points) if credit >= 0 else max_points
 
 
-def _describe(problem: BaseException) -> str:
+def describe(problem: BaseException) -> str:
     """`AssertionError: the message`, and the innermost line of the lab when that is not the test itself."""
     text = f"{type(problem).__name__}: {problem}" if str(problem) else type(problem).__name__
     frames = [f for f in traceback.extract_tb(problem.__traceback__) if f.filename.startswith("<")]

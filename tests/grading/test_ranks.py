@@ -160,3 +160,20 @@ def test_hundreds_of_runs_leave_nothing():
     while (native() > before[0] + 8 or files() > before[1] + 8) and time.monotonic() < until:
         time.sleep(0.05)
     assert native() <= before[0] + 8 and files() <= before[1] + 8
+
+
+def test_an_answer_cannot_count_for_itself():
+    """Under the grader: an answer's code is known by its file's name there."""
+    world: dict = {}
+    forget = "def forget(group):\n    group.all_reduce(x)\n    group.calls.clear()\n"
+    claim = "def claim(group):\n    group.sent_bytes = 0\n"
+    exec(compile(forget + claim, "<answer ex1>", "exec"), world)
+    world["x"] = torch.ones(3)
+
+    def work(group):
+        world["forget"](group)
+        return group.calls["all_reduce"], group.sent_bytes
+
+    assert ranks(2, work) == [(1, 12), (1, 12)]
+    with pytest.raises(LabError, match="may not set sent_bytes"):
+        ranks(2, world["claim"])

@@ -1,0 +1,192 @@
+"""The process in which a submission runs: one cell at a time, as `labkit.grading.supervise` asks for it.
+
+Two worlds, two sets of global names. The lab's own cells and tests run in one, answers and added cells in the other,
+where the lab's cells that answers use run a second time. From an answer's world come only the names that the lab's
+solution binds there, and functions come wrapped. So an answer that calls its own thing `torch` or `check` changes
+nothing for the tests; what it changes in the libraries themselves is put back (`labkit.grading.integrity`); how it
+could reach the tests otherwise is forbidden (`labkit.grading.jail`).
+
+In:  {"preload": [module, …], "memory_mib", "file_mib", "open_files", "walled"}, then one line for each cell,
+     {"nonce", "kind", "label", "code", "names", "points", "hidden", "shared"}.
+Out: for each, {"nonce", "points", "error", "shown", "stdout", "odd": [sentence, …], "threads"}.
+
+The nonce comes with the cell and proves the reply: what an answer wrote to the pipe before, it wrote without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import json
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+from labkit.grading.integrity import Classes, Guard, Watch, leave_modes, modes, plain_builtins
+from labkit.grading.jail import ANSWER, answers_in_threads, guarded_builtins, library_folders, lock, seal, unwelcome
+from labkit.grading.worker import MAX_TEXT, describe, execute, points_of, private_streams
+
+_THREADS_MAY_END_S = 1.0
+_SHOWN = 600  # characters of a message of a hidden test
+
+
+class Bounded(io.StringIO):
+    """Text of which the beginning is kept and the rest is dropped."""
+
+    def write(self, text: str) -> int:
+        room = MAX_TEXT - self.tell()
+        if room > 0:
+            super().write(text[:room])
+        return len(text)
+
+
+def main() -> None:
+    """Serve cells until the input ends."""
+    report, jobs = private_streams()
+    head = json.loads(jobs.readline())
+    _limit(head)
+    for module in head["preload"]:
+        with contextlib.suppress(Exception):  # an import that fails here fails in the lab's own cell, and says so there
+            importlib.import_module(module)
+    runner = Runner(head["walled"])
+    print(json.dumps({"nonce": "ready"}), file=report, flush=True)
+    for line in jobs:
+        job = json.loads(line)
+        reply = runner.run(job)
+        print(json.dumps({"nonce": job["nonce"], **reply}), file=report, flush=True)
+
+
+def _limit(head: dict[str, Any]) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows, which grades with --trust only
+        return
+    wanted = {"RLIMIT_DATA": head["memory_mib"] << 20, "RLIMIT_FSIZE": head["file_mib"] << 20, "RLIMIT_CORE": 0}
+    for name, value in (wanted | {"RLIMIT_NOFILE": head["open_files"]}).items():
+        number = getattr(resource, name, None)
+        if number is not None:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(number, (value, value))
+
+
+class Runner:
+    """The two worlds, and what watches over the first."""
+
+    def __init__(self, walled: bool) -> None:
+        self.lab: dict[str, Any] = {"__name__": "__main__", "__builtins__": plain_builtins()}
+        module = types.ModuleType("__main__")
+        self.answers = vars(module)
+        self.answers["__builtins__"] = guarded_builtins(plain_builtins())
+        sys.modules["__main__"] = module
+        self.library = library_folders()
+        self.classes: Classes | None = None
+        self.watch: Watch | None = None
+        self.odd: list[str] = []
+        self.threads = 0
+        if walled:
+            seal()
+        lock(self.library)
+
+    def run(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Run one cell and say how it went."""
+        self.odd, self.threads = [], 0
+        out = Bounded()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            result = self._answer(job) if job["kind"] in ("answer", "extra") else self._own(job)
+        return {**result, "stdout": out.getvalue(), "odd": self.odd, "threads": self.threads}
+
+    def _answer(self, job: dict[str, Any]) -> dict[str, Any]:
+        self.classes = self.classes or Classes(self.library)
+        label, code, guard = job["label"], job["code"], Guard(self.library)
+        for name in job["names"]:
+            self.lab.pop(name, None)
+        if found := unwelcome(code):
+            error = f"The grader does not run code with {', '.join(found)}; write the answer without."
+        else:
+            entered = modes()
+            error = self._try(lambda: execute(f"{ANSWER}{label}>", code, self.answers))[0]
+            if left := leave_modes(entered):
+                self.odd.append(f"the answer left torch's mode {left[0]} on.")
+        self._note_changes(guard.mend())
+        self._look(self.classes)
+        for name in job["names"]:
+            if name in self.answers:
+                self.lab[name] = self._wrapped(self.answers[name])
+        self.watch = None
+        return {"points": 0.0, "error": error, "shown": error}
+
+    def _own(self, job: dict[str, Any]) -> dict[str, Any]:
+        label, code, entered = f"<{job['label']}>", job["code"], modes()
+        points = job["points"] if job["kind"] == "test" else None
+        error, shown, value = self._try(lambda: execute(label, code, self.lab, shown=not job["hidden"]), job["hidden"])
+        if job["shared"]:
+            self._try(lambda: execute(label, code, self.answers))
+        if self.classes is not None:
+            self._look(self.classes)
+        if points is not None:
+            leave_modes(entered)
+        if self.odd and points is not None and not error:
+            error = shown = f"No points, because {self.odd[0]}"
+        return {"points": 0.0 if error else points_of(value, points), "error": error, "shown": shown}
+
+    def _try(self, act: Callable[[], Any], hidden: bool = False) -> tuple[str, str, Any]:
+        """What went wrong, for the teacher and for the student, and what came out."""
+        try:
+            return "", "", act()
+        except BaseException as problem:  # also a cell that calls sys.exit
+            error = describe(problem)[:MAX_TEXT]
+            return error, _for_student(problem) if hidden else error, None
+
+    def _wrapped(self, answer: Any) -> Any:
+        if not isinstance(answer, types.FunctionType):
+            return answer
+
+        @functools.wraps(answer)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            watch = self.watch = self.watch or Watch(self.library)
+            before = watch.values()
+            try:
+                return answer(*args, **kwargs)
+            finally:
+                self._note_changes(watch.mend(before))
+
+        return call
+
+    def _look(self, classes: Classes) -> None:
+        """After a cell: no thread of an answer goes on, and no class of one says itself how it compares."""
+        until = time.monotonic() + _THREADS_MAY_END_S
+        while (left := answers_in_threads(self.library)) and time.monotonic() < until:
+            time.sleep(0.02)
+        self.threads = left
+        if left:
+            self.odd.append("a thread of the answer goes on after its cell.")
+        if found := classes.deceptive():
+            self.odd.append(f"an answer's class says itself how it compares ({', '.join(found[:3])}).")
+
+    def _note_changes(self, changed: list[str]) -> None:
+        if changed:
+            self.odd.append(f"an answer changed what tests use ({', '.join(changed[:3])}); it was put back.")
+
+
+def _for_student(problem: BaseException) -> str:
+    """A failed hidden test without what it tested: its own message, or where the answer broke and how."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    in_answers = [frame for frame in frames if frame.filename.startswith(ANSWER)]
+    if in_answers:
+        last = in_answers[-1]
+        cell = last.filename.removeprefix(ANSWER).rstrip(">")
+        return f"A hidden test: {type(problem).__name__} in your cell {cell}, line {last.lineno}: {last.line}"
+    if isinstance(problem, AssertionError):
+        return f"A hidden test: {str(problem)[:_SHOWN] or 'it does not hold.'}"
+    if isinstance(problem, NameError):
+        return f"A hidden test: {problem}. Is it defined in its cell?"
+    return f"A hidden test: {type(problem).__name__}, raised by what your answer returned."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Exports of learning platforms become one submission for each student, and nothing else is read or written."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from datetime import UTC, datetime
+
+import pytest
+
+from labkit.errors import LabError
+from labkit.grading import entries, intake
+from labkit.grading.intake import collect
+
+LAB = b'{"cells": []}'
+
+
+def tree(folder, files):
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def zipped(files, **more):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            info = zipfile.ZipInfo(name, date_time=(2026, 11, 2, 10, 30, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = more.get("mode", 0o100644) << 16
+            archive.writestr(info, data)
+    return buffer.getvalue()
+
+
+def students(found):
+    return {s.student: s.raw for s in found}
+
+
+def test_a_folder_a_zip_or_a_notebook_for_each_student(tmp_path):
+    files = {
+        "ada/lab.ipynb": LAB + b"1",
+        "ben/deep/down/LAB.ipynb": LAB + b"2",
+        "ben/deep/other.ipynb": b"-",
+        "cyd.zip": zipped({"x/lab.ipynb": LAB + b"3", "__MACOSX/x/._lab.ipynb": b"-"}),
+        "dan.ipynb": LAB + b"4",
+        "eve/only one.ipynb": LAB + b"5",
+        "readme.txt": b"not a student",
+        ".hidden/lab.ipynb": b"-",
+        "fay/.ipynb_checkpoints/lab-checkpoint.ipynb": b"-",
+        "fay/lab (2).ipynb": LAB + b"6",
+    }
+    expected = {name: LAB + str(n).encode() for n, name in enumerate(("ada", "ben", "cyd", "dan", "eve", "fay"), 1)}
+    assert students(collect(tree(tmp_path / "a", files))) == expected
+    (tmp_path / "b.zip").write_bytes(zipped(files))
+    assert students(collect(tmp_path / "b.zip")) == expected
+    (tmp_path / "c.zip").write_bytes(zipped({f"all of them/{name}": data for name, data in files.items()}))
+    assert students(collect(tmp_path / "c.zip")) == expected
+
+
+def test_nbgraders_own_layout(tmp_path):
+    files = {
+        "ada/06-data-parallel/lab.ipynb": b"six",
+        "ada/06-data-parallel/timestamp.txt": b"2026-11-03 09:00:00.5 UTC",
+        "ada/07-zero/lab.ipynb": b"seven",
+    }
+    found = collect(tree(tmp_path, files), lab="06-data-parallel")
+    assert [(s.student, s.raw, s.received) for s in found] == [("ada", b"six", datetime(2026, 11, 3, 9, 0, 0, 500000))]
+
+
+@pytest.mark.parametrize("folder", ["_assignsubmission_file_/", "_assignsubmission_file/", "_assignsubmission_file_"])
+def test_moodle(tmp_path, folder):
+    files = {
+        f"Ada King Lovelace_1815{folder}lab.ipynb": b"ada",
+        f"Müller, Jörg_12{folder}lab.ipynb": b"joerg",
+        f"王小明_7{folder}lab.ipynb": b"wang",
+    }
+    if folder.endswith("/"):
+        files["Ada King Lovelace_1815_assignsubmission_onlinetext_/onlinetext.html"] = b"<p>see file"
+        files["Bo Text_9_assignsubmission_onlinetext_/onlinetext.html"] = b"<p>my answer"
+    (tmp_path / "export.zip").write_bytes(zipped(files))
+    found = {s.lms_id: s for s in collect(tmp_path / "export.zip")}
+    ada = found["Participant 1815"]
+    assert (ada.student, ada.name, ada.raw, ada.problem) == ("Ada-King-Lovelace-1815", "Ada King Lovelace", b"ada", "")
+    assert found["Participant 12"].student == "Muller-Jorg-12" and found["Participant 12"].name == "Müller, Jörg"
+    assert (found["Participant 7"].student, found["Participant 7"].raw) == ("7", b"wang")
+    if folder.endswith("/"):
+        assert "There is no notebook" in found["Participant 9"].problem
+
+
+def test_canvas(tmp_path):
+    files = {
+        "lovelaceada_4711_90001_lab.ipynb": b"ada",
+        "kingben_LATE_12_90002_lab-2.ipynb": b"ben",
+        "zipcyd_13_90003_work.zip": zipped({"lab.ipynb": b"cyd"}),
+        "otherdan_14_90004_essay.pdf": b"%PDF",
+    }
+    found = {s.lms_id: s for s in collect(tree(tmp_path, files))}
+    assert {k: s.raw for k, s in found.items()} == {"4711": b"ada", "12": b"ben", "13": b"cyd", "14": b""}
+    assert found["4711"].name == "lovelaceada" and found["4711"].student == "lovelaceada-4711"
+    assert "no notebook" in found["14"].problem
+
+
+def test_ids_stay_apart_and_are_the_same_tomorrow(tmp_path):
+    names = ["Ana", "ana", "Añá", "ann/../x", "x" * 200, "名", "a b", "a-b"]
+    files = {f"{name.replace('/', '_')}/lab.ipynb": name.encode() for name in names}
+    found = collect(tree(tmp_path, files))
+    assert len({s.student.lower() for s in found}) == len(names)
+    assert all(s.student.isascii() and s.student.strip(".") and len(s.student) < 80 for s in found)
+    assert [s.student for s in found] == [s.student for s in collect(tmp_path)]
+    assert {s.raw.decode() for s in found} == set(names)
+
+
+def test_names_that_climb_write_nothing_and_belong_to_nobody_else(tmp_path):
+    (tmp_path / "in").mkdir()
+    evil = zipped({"../../ben/lab.ipynb": b"evil", "/etc/lab.ipynb": b"evil", "C:\\x\\lab.ipynb": b"evil"})
+    before = sorted(tmp_path.rglob("*"))
+    tree(tmp_path / "in", {"mallory.zip": evil, "ben/lab.ipynb": b"ben"})
+    found = {s.student: s for s in collect(tmp_path / "in")}
+    assert found["ben"].raw == b"ben" and set(found) == {"ben", "mallory"}
+    assert sorted(p for p in tmp_path.rglob("*") if "in" not in p.parts) == [p for p in before if "in" not in p.parts]
+
+
+def test_links_are_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    tree(secret, {"lab.ipynb": b"the solutions"})
+    tree(tmp_path / "in", {"ben/lab.ipynb": b"ben"})
+    (tmp_path / "in" / "mallory").mkdir()
+    (tmp_path / "in" / "mallory" / "lab.ipynb").symlink_to(secret / "lab.ipynb")
+    (tmp_path / "in" / "trudy").symlink_to(secret)
+    (tmp_path / "in" / "zed.zip").write_bytes(zipped({"lab.ipynb": b"/etc/passwd"}, mode=0o120777))
+    found = {s.student: s for s in collect(tmp_path / "in")}
+    assert found["ben"].raw == b"ben"
+    assert found["mallory"].raw == b"" and "is a link" in found["mallory"].problem
+    assert "trudy" not in found or not found["trudy"].raw
+    assert "is a link" in found["zed"].problem
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_does_not_hang(tmp_path):
+    (tmp_path / "mallory").mkdir()
+    os.mkfifo(tmp_path / "mallory" / "lab.ipynb")
+    assert "not a plain file" in collect(tmp_path)[0].problem
+
+
+def test_bombs_and_broken_zips_are_their_students_problem(tmp_path):
+    whole = zipped({"lab.ipynb": LAB})
+    encrypted = bytearray(whole)
+    for mark in (b"PK\x03\x04", b"PK\x01\x02"):
+        at = encrypted.index(mark) + (6 if mark.endswith(b"\x04") else 8)
+        encrypted[at] |= 1
+    damaged = bytearray(zipped({"lab.ipynb": bytes(range(256)) * 64}))
+    damaged[60:80] = bytes(20)
+    files = {
+        "ada.zip": whole,
+        "bomb.zip": zipped({"lab.ipynb": bytes(200_000_000)}),
+        "cut.zip": whole[:40],
+        "damaged.zip": bytes(damaged),
+        "encrypted.zip": bytes(encrypted),
+        "huge/lab.ipynb": bytes(20_000_001),
+        "notes.zip": zipped({"notes.txt": b""}),
+        "two/a.ipynb": LAB,
+        "two/b.ipynb": LAB,
+    }
+    found = {s.student: s for s in collect(tree(tmp_path, files))}
+    assert found["ada"].raw == LAB and not found["ada"].problem
+    says = {
+        "bomb": "20 MB",
+        "cut": "not a whole zip",
+        "damaged": "damaged",
+        "encrypted": "encrypted",
+        "huge": "20 MB",
+        "notes": "no notebook",
+        "two": "2 notebooks",
+    }
+    for name, told in says.items():
+        assert told in found[name].problem and found[name].raw == b"", name
+
+
+def test_the_time_of_a_file_in_a_zip(tmp_path):
+    (tmp_path / "class.zip").write_bytes(zipped({"ada/lab.ipynb": LAB}))
+    here = datetime(2026, 11, 2, 10, 30).astimezone(UTC)
+    assert collect(tmp_path / "class.zip")[0].received == here.replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: path / "nowhere", "There is no"),
+        (lambda path: path, "no submission"),
+        (lambda path: tree(path, {"x.zip": b"PK"}) / "x.zip", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_graded_is_said(tmp_path, make, told):
+    with pytest.raises(LabError, match=told):
+        collect(make(tmp_path))
+
+
+def test_an_unknown_platform_and_too_many_files(tmp_path, monkeypatch):
+    with pytest.raises(LabError, match="no platform 'blackboard'"):
+        collect(tmp_path, lms="blackboard")
+    tree(tmp_path, {f"{n}.ipynb": LAB for n in range(4)})
+    monkeypatch.setattr(entries, "MOST_FILES", 3)
+    with pytest.raises(LabError, match="more than 3 files"):
+        collect(tmp_path)
+    assert intake.PLATFORMS[0] == "auto"
