@@ -43,7 +43,7 @@ def run_all(
     jobs: Sequence[Job],
     run: Run,
     finish: Callable[[Job, Done], None],
-    failed: Callable[[Job, str], None],
+    failed: Callable[[Job, str, str], None],
     workers: int,
 ) -> dict[str, str]:
     """Run jobs in `workers` threads; finish each in this thread as it ends.
@@ -53,7 +53,7 @@ def run_all(
 
     Args:
         finish: called with each job that ended.
-        failed: called with a job that raised, here or in `finish`, and the traceback.
+        failed: called with a job that raised, here or in `finish`, why in one line, and the traceback.
 
     Returns:
         student -> why it could not be graded, in one line.
@@ -67,8 +67,9 @@ def run_all(
                 try:
                     finish(job, future.result())
                 except Exception as error:
-                    failures[job.submission.student] = f"{type(error).__name__}: {error}".splitlines()[0]
-                    failed(job, traceback.format_exc())
+                    why = " ".join(f"{type(error).__name__}: {error}".split())
+                    failures[job.submission.student] = why
+                    failed(job, why, traceback.format_exc())
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -60,6 +60,9 @@ def outputs(found: CellOutcome | None, points: float) -> list[NotebookNode]:
 class RecordedAutograde(Autograde):
     """nbgrader's Autograde with recorded results in place of every preprocessor that would execute."""
 
+    autograde_preprocessors: Any
+    sanitize_preprocessors: Any
+
     def record(self, outcome: Outcome) -> None:
         """Record an outcome in the gradebook."""
         results = RecordedResults(enabled=True)

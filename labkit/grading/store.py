@@ -71,17 +71,30 @@ class Store:
         return Outcome.load(self._path(student))
 
     def save(self, outcome: Outcome) -> None:
-        """Store an outcome, and the lab that it is of."""
+        """Store an outcome, and the lab as it is now."""
         marking = self.outcomes / ".labs" / f"{hashlib.sha256(self._lab).hexdigest()[:32]}.json"
         if not marking.is_file():
             write_bytes(marking, self._lab)
         outcome.save(self._path(outcome.student))
         self._failure(outcome.student).unlink(missing_ok=True)
 
-    def fail(self, student: str, traceback: str) -> None:
-        """Put a student's outcome aside, because it could not be graded: no mark is better than a wrong one."""
-        self._path(student).unlink(missing_ok=True)
-        write_text(self._failure(student), traceback)
+    def fail(self, student: str, why: str, traceback: str) -> None:
+        """Note that a student could not be graded; until an outcome is saved there is no mark: better than a wrong one.
+
+        Args:
+            why: in one line.
+        """
+        write_text(self._failure(student), f"{why}\n\n{traceback}")
+
+    def failure(self, student: str) -> str:
+        """Why a student could not be graded, '' where nothing failed."""
+        path = self._failure(student)
+        return path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else ""
+
+    def outcome_of(self, submission: Submission) -> Outcome | None:
+        """The outcome of this submission, marked by any state of the lab; None when the stored one is of an older."""
+        outcome = self.outcome(submission.student)
+        return outcome if outcome and self._marking(submission, outcome) is not None else None
 
     def digest_after(self, submission: Submission, outcome: Outcome, labels: Iterable[str]) -> str:
         """What to call an outcome in which the cells `labels` were marked anew by this lab, and the others were not.
@@ -89,12 +102,17 @@ class Store:
         The submission's digest under this lab where it differs in these cells only from the lab that marked the rest;
         the old one otherwise, so that the rest is graded again when all are.
         """
+        before = self._marking(submission, outcome)
+        same = before is not None and _without(json.loads(before), labels) == _without(json.loads(self._lab), labels)
+        return self.digest(submission) if same else outcome.digest
+
+    def _marking(self, submission: Submission, outcome: Outcome) -> bytes | None:
+        """The lab that marked an outcome, if it is of this submission."""
+        material = submission.raw or submission.problem.encode()
         for path in (self.outcomes / ".labs").glob("*.json"):
-            before = path.read_bytes()
-            if digest(submission.raw or submission.problem.encode(), before) == outcome.digest:
-                same = _without(json.loads(before), labels) == _without(json.loads(self._lab), labels)
-                return self.digest(submission) if same else outcome.digest
-        return outcome.digest
+            if digest(material, before := path.read_bytes()) == outcome.digest:
+                return before
+        return None
 
     def _path(self, student: str) -> Path:
         return self.outcomes / f"{student}.json"

@@ -1,0 +1,295 @@
+"""`labkit grade LAB` and `labkit grade again`: marks submissions, writes the gradebook, feedback, tables and a summary.
+
+What is done is stored at once, under a name made of the submission's bytes and the lab's. So a run that was stopped
+goes on where it was, a submission that was handed in again is graded again, and so are all when the lab was changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from labkit.commands.terminal import FAILED, console
+from labkit.errors import LabError, UnknownNameError
+from labkit.grading.batch import Done, Job, merged, run_all
+from labkit.grading.lab import Exercise, Lab
+from labkit.grading.outcome import Submission
+from labkit.grading.store import Store
+
+if TYPE_CHECKING:
+    from labkit.grading.book import Book
+
+_NAMED = 5  # students named in a sentence; the tables name all
+
+
+def grade(
+    lab: str,
+    submissions: Path | None,
+    course: Path,
+    workers: int | None = None,
+    timeout: float | None = None,
+    memory: float | None = None,
+    trust: bool = False,
+    due: str | None = None,
+    lms: str = "auto",
+) -> int:
+    """Grade what was handed in; returns the exit code: 1 if a submission could not be graded.
+
+    Args:
+        lab: its name or number in the course.
+        submissions: folder or zip; None for what the course has received before.
+        workers: submissions at a time; all cores by default.
+        timeout: seconds for one cell.
+        memory: GiB for one submission.
+        trust: run without walls.
+        due: the due date from now on, as `labkit.grading.late.due` reads it.
+        lms: the platform whose export `submissions` is.
+
+    Raises:
+        LabError: a wrong usage, no sandbox, nothing to grade, or a disk that is full.
+    """
+    limits, workers = _limits(timeout, memory), _workers(workers)
+    from labkit.grading import late
+    from labkit.grading.sandbox import ready
+
+    when = late.due(due) if due else None
+    with _opened(course, lab) as (book, the_lab, store):
+        ready(trust)
+        todo, before = _todo(store, _collected(store, submissions, lms))
+        book.refresh(the_lab)
+        if due:
+            late.set_due(book, store.name, when)
+        terminal = console()
+        known = f", {before} of them graded before" if before else ""
+        terminal.print(f"{store.name}: {_count(before + len(todo), 'submission')}{known}", soft_wrap=True)
+        failures = _grade_all(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, terminal)
+        return _report(book, the_lab, store, failures, terminal)
+
+
+def again(
+    lab: str,
+    exercise: str,
+    course: Path,
+    workers: int | None = None,
+    timeout: float | None = None,
+    memory: float | None = None,
+    trust: bool = False,
+) -> int:
+    """Run one exercise's tests again for all, as they now stand in the course's source; returns the exit code.
+
+    Marks of other exercises, marks and comments that a person gave, and penalties stay.
+
+    Args:
+        exercise: its id, or the beginning of it.
+
+    Raises:
+        LabError: as `grade`, and for an exercise that the lab does not have.
+    """
+    limits, workers = _limits(timeout, memory), _workers(workers)
+    from labkit.grading.sandbox import ready
+
+    with _opened(course, lab) as (book, the_lab, store):
+        item = _exercise(the_lab, exercise)
+        labels = [cell.grade_id for cell in item.tests]
+        received = store.submissions()
+        known = [(who, outcome) for who in received if (outcome := store.outcome_of(who))]
+        todo = [Job(who, store.digest_after(who, found, labels), found, item.id) for who, found in known]
+        if not todo:
+            raise LabError(
+                f"No submission of {store.name} is graded yet.",
+                f"Grade them first: labkit grade {store.name} --submissions DIR",
+            )
+        ready(trust)
+        book.refresh(the_lab)
+        terminal = console()
+        terminal.print(f"{store.name}, {item.id}: {_count(len(todo), 'submission')}", soft_wrap=True)
+        failures = _grade_all(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, terminal)
+        if missing := sorted({who.student for who in received} - {who.student for who, _ in known}):
+            terminal.print(f"Not graded yet, so not graded again: {_names(missing)}.", soft_wrap=True)
+        return _report(book, the_lab, store, failures, terminal)
+
+
+@contextlib.contextmanager
+def _opened(course: Path, lab: str) -> Iterator[tuple[Book, Lab, Store]]:
+    """The course, one of its labs and its store, for this command alone."""
+    from filelock import FileLock, Timeout
+
+    from labkit.grading.book import Book
+
+    book = Book(course)
+    the_lab = book.lab(book.find(lab))
+    lock = FileLock(book.root / ".grading.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LabError(f"Another command is grading in {course}.", "Wait until it has ended, or stop it.") from None
+    try:
+        yield book, the_lab, Store(book.root, the_lab)
+    finally:
+        lock.release()
+
+
+def _limits(timeout: float | None, memory: float | None) -> Any:
+    from labkit.grading.sandbox import Limits
+
+    limits = Limits()
+    if timeout is not None:
+        longest = max(limits.total_s, limits.total_s / limits.cell_s * timeout)
+        limits = replace(limits, cell_s=timeout, total_s=longest)
+    return replace(limits, memory_gib=memory) if memory is not None else limits
+
+
+def _workers(workers: int | None) -> int:
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise LabError(f"{workers} workers grade nothing.", "Set --workers to 1 or more.")
+    return workers
+
+
+def _collected(store: Store, path: Path | None, lms: str) -> list[Submission]:
+    from labkit.grading.intake import collect
+
+    found = store.submissions() if path is None else collect(path, lms=lms)
+    if not found:
+        cause = f"There is nothing to grade in {path or store.received}."
+        raise LabError(cause, f"Give the folder or zip: labkit grade {store.name} --submissions DIR")
+    return found
+
+
+def _todo(store: Store, found: Sequence[Submission]) -> tuple[list[Job], int]:
+    """Jobs for what is not graded yet, and how many are. What is known but for its date or name is recorded only."""
+    jobs, before = [], 0
+    for submission in found:
+        new, digest = store.keep(submission), store.digest(submission)
+        outcome = store.outcome(submission.student)
+        if outcome is None or outcome.digest != digest:
+            jobs.append(Job(submission, digest))
+        elif new or not outcome.recorded or store.failure(submission.student):
+            jobs.append(Job(submission, digest, outcome))
+        else:
+            before += 1
+    return jobs, before
+
+
+def _exercise(lab: Lab, name: str) -> Exercise:
+    found = [item for item in lab.exercises if item.id == name or item.id.startswith(f"{name}-")]
+    if len(found) != 1:
+        raise UnknownNameError.among("exercise", name, [item.id for item in lab.exercises])
+    return found[0]
+
+
+def _runner(lab: Lab, store: Store, limits: Any, trust: bool) -> Callable[..., Done]:
+    """What a thread does with a job; its outcome is stored before anything else can fail."""
+    from labkit.grading.rebuild import rebuild
+    from labkit.grading.supervise import run_submission
+
+    def run(job: Job, stop: Any) -> Done:
+        rebuilt = rebuild(lab, job.submission)
+        outcome = job.outcome
+        if outcome is None or job.exercise:
+            who = job.submission.student
+            only: dict[str, Any] = {"only": job.exercise, "trust": trust, "stop": stop}
+            found = run_submission(lab, rebuilt, who, job.digest, limits, **only)
+            outcome = merged(lab, outcome, found, job.exercise, job.digest) if outcome else found
+            store.save(outcome)
+        return Done(outcome, rebuilt.notebook)
+
+    return run
+
+
+def _grade_all(
+    book: Book, lab: Lab, store: Store, todo: Sequence[Job], run: Callable, workers: int, terminal: Console
+) -> dict[str, str]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from labkit.grading.record import record
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[last]}"),
+    )
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("grading", total=len(todo), last="")
+
+        def finish(job: Job, done: Done) -> None:
+            record(book, job.submission, done.outcome, done.notebook)
+            store.save(done.outcome)
+            bar.update(task, advance=1, last=escape(job.submission.student[:32]))
+
+        def failed(job: Job, why: str, traceback: str) -> None:
+            store.fail(job.submission.student, why, traceback)
+            bar.update(task, advance=1)
+
+        return run_all(todo, run, finish, failed, workers)
+
+
+def _report(book: Book, lab: Lab, store: Store, failures: dict[str, str], terminal: Console) -> int:
+    """Penalties, tables, summary and feedback, from the gradebook as it is now, and a word on each."""
+    from labkit.grading import export
+    from labkit.grading.feedback import feedback
+    from labkit.grading.late import reassess
+
+    reassess(book, store.name)
+    table = export.rows(book, lab, store)
+    graded = [row for row in table if row.total is not None]
+    folder = book.root / "exports" / store.name
+    paths = export.write(folder, lab, table)
+    if graded:
+        paths += _summary(folder, lab, store.name, graded, len(table))
+    pages = feedback(book, lab, store, [row.student for row in graded])
+    waiting = [row.student for row in graded if row.waits]
+    terminal.print(f"[green]✓[/] {_count(len(graded), 'mark')} in {', '.join(map(str, paths))}", soft_wrap=True)
+    terminal.print(
+        f"[green]✓[/] {_count(len(pages), 'feedback page')} in {book.root / 'feedback'}/STUDENT/{store.name}",
+        soft_wrap=True,
+    )
+    if waiting:
+        terminal.print(
+            f"A person has still to mark: {_names(waiting)}. Open the formgrader, then run labkit grade {store.name}.",
+            soft_wrap=True,
+        )
+    for student, why in failures.items():
+        terminal.print(
+            f"[bold red]✗ {escape(student)}[/] could not be graded and has no mark: {escape(why)} "
+            f"(see {store.outcomes / student}.failed.txt)",
+            soft_wrap=True,
+        )
+    return FAILED if failures else 0
+
+
+def _summary(folder: Path, lab: Lab, name: str, graded: Sequence[Any], handed_in: int) -> list[Path]:
+    import matplotlib as mpl
+
+    from labkit.show.grades import summary
+
+    mpl.use("Agg")  # a window's toolkit would be loaded else, where there is one
+    shares = {
+        item.title: [row.points[item.id] / item.points for row in graded if row.points[item.id] is not None]
+        for item in (*lab.exercises, *lab.questions)
+        if item.points
+    }
+    facts = [f"{_count(handed_in, 'submission')}, {len(graded)} with a mark, {sum(r.waits for r in graded)} of these "
+             "with a part that a person has still to mark."]  # fmt: skip
+    if late := sum(row.penalty > 0 for row in graded):
+        facts.append(f"{late} lost points by lateness.")
+    return summary(folder, f"{name}: marks", [row.total for row in graded], lab.points, shares, facts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _names(students: Sequence[str]) -> str:
+    more = f" and {len(students) - _NAMED} more" if len(students) > _NAMED else ""
+    return f"{escape(', '.join(students[:_NAMED]))}{more}"
