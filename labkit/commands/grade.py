@@ -157,7 +157,7 @@ def _workers(workers: int | None) -> int:
 def _collected(store: Store, path: Path | None, lms: str) -> list[Submission]:
     from labkit.grading.intake import collect
 
-    found = store.submissions() if path is None else collect(path, lms=lms)
+    found = store.submissions() if path is None else collect(path, lms=lms, lab=store.name)
     if not found:
         cause = f"There is nothing to grade in {path or store.received}."
         raise LabError(cause, f"Give the folder or zip: labkit grade {store.name} --submissions DIR")

@@ -27,7 +27,7 @@ c.CourseDirectory.course_id = "big-models-small-memory"
 # Relative to this folder. For a server's database, its SQLAlchemy address.
 c.CourseDirectory.db_url = "sqlite:///gradebook.db"
 
-# What lateness costs, where a lab has a due date (labkit grade LAB --due): percent of the lab's points for each day
+# What lateness costs, where a lab has a due date (labkit grade LAB --due): percent of the score for each day
 # that has begun, after some minutes of grace, up to a maximum.
 c.AssignLatePenalties.plugin_class = "labkit.grading.late.DailyPenalty"
 c.DailyPenalty.percent_per_day = 10.0

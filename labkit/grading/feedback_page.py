@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+from xml.etree import ElementTree
 
 import bleach
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
@@ -18,6 +20,12 @@ _TAGS = {
 _PLAIN = {"align", "alt", "class", "colspan", "height", "id", "open", "rowspan", "scope", "start", "title", "width"}
 _IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml)[;,]")
 _FORMULA = re.compile(r"⟦(\d+)⟧")
+_MATHML = "http://www.w3.org/1998/Math/MathML"
+_MATH_TAGS = {
+    *("math", "menclose", "mfenced", "mfrac", "mi", "mn", "mo", "mover", "mpadded", "mphantom", "mroot", "mrow"),
+    *("mspace", "msqrt", "mstyle", "msub", "msubsup", "msup", "mtable", "mtd", "mtext", "mtr", "munder", "munderover"),
+}
+_NO_MATH_ATTRIBUTE = re.compile(r"on|href$|src$|style$|action", re.IGNORECASE)
 # A browser that obeys runs no script of this page and fetches nothing, whatever slipped through.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -52,6 +60,8 @@ math[display="block"] { margin: 0.8em 0; }
 </style>
 </head>
 {%- endblock header -%}
+{%- block body_header -%}{%- endblock -%}
+{%- block body_footer -%}{%- endblock -%}
 {%- block body -%}
 <body>
 <a id="top"></a>
@@ -97,18 +107,33 @@ class _Placeholders(Renderer):
         super().__init__(escape=False, embed_images=folder is not None, path=folder or "")
         self.formulas: list[str] = []
 
-    def _keep(self, formula: str) -> str:
-        self.formulas.append(formula)
+    def _keep(self, formula: str, tex: str) -> str:
+        self.formulas.append(_checked(formula) or f"<code>{html.escape(tex.strip())}</code>")
         return f"⟦{len(self.formulas) - 1}⟧"
 
     def block_math(self, body: str) -> str:
-        return self._keep(super().block_math(body))
+        return self._keep(super().block_math(body), body)
 
     def inline_math(self, body: str) -> str:
-        return self._keep(super().inline_math(body))
+        return self._keep(super().inline_math(body), body)
 
     def latex_environment(self, name: str, body: str) -> str:
-        return self._keep(super().latex_environment(name, body))
+        return self._keep(super().latex_environment(name, body), body)
+
+
+def _checked(formula: str) -> str:
+    """MathML written anew, '' if there is anything else in it: latex2mathml passes on markup in `\\text{…}`."""
+    try:
+        tree = ElementTree.fromstring(formula)
+    except ElementTree.ParseError:
+        return ""
+    for element in tree.iter():
+        space, _, tag = str(element.tag).rpartition("}")
+        if space != f"{{{_MATHML}" or tag not in _MATH_TAGS or any(map(_NO_MATH_ATTRIBUTE.match, element.attrib)):
+            return ""
+        element.tag = tag
+    tree.set("xmlns", _MATHML)
+    return ElementTree.tostring(tree, encoding="unicode")
 
 
 def clean_html(markdown: str, folder: str | None) -> str:

@@ -29,7 +29,7 @@ class DailyPenalty(BasePlugin):
     """
 
     percent_per_day = Float(10.0, min=0.0, help="Percent of the score that each day begun costs.").tag(config=True)
-    most_percent = Float(100.0, min=0.0, max=100.0, help="Percent of the score that lateness can cost.").tag(
+    maximum_percent = Float(100.0, min=0.0, max=100.0, help="Percent of the score that lateness can cost.").tag(
         config=True
     )
     grace_minutes = Float(0.0, min=0.0, help="Minutes after the due date that cost nothing.").tag(config=True)
@@ -39,7 +39,7 @@ class DailyPenalty(BasePlugin):
         late = total_seconds_late - 60 * self.grace_minutes
         if late <= 0:
             return None
-        percent = min(self.percent_per_day * math.ceil(late / _DAY_S), self.most_percent)
+        percent = min(self.percent_per_day * math.ceil(late / _DAY_S), self.maximum_percent)
         return max(score, 0.0) * percent / 100
 
 
