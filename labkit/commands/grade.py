@@ -48,8 +48,7 @@ def grade(
         timeout: seconds for one cell.
         memory: GiB for one submission.
         trust: run without walls.
-        due: the due date from now on, as `labkit.grading.late.due` reads it.
-        lms: the platform whose export `submissions` is.
+        due: the due date from now on, as `labkit.grading.late.due` reads it; lms: as `labkit.grading.intake.collect`.
 
     Raises:
         LabError: a wrong usage, no sandbox, nothing to grade, or a disk that is full.
@@ -65,8 +64,7 @@ def grade(
         book.refresh(the_lab)
         if due:
             late.set_due(book, store.name, when)
-        known = f", {before} of them graded before" if before else ""
-        told = f"{store.name}: {_count(before + len(todo), 'submission')}{known}"
+        told = f"{store.name}: {_count(before + len(todo), 'submission')}" + (f", {before} known" if before else "")
         return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
 
 
