@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from pathlib import Path
 from labkit.errors import LabError
 
 MOST_FILES = 50_000
+_DEEPEST = 100  # folders in each other; a path that is too long for the system comes later
+_UNKNOWN = datetime(1980, 1, 1)  # where the calendar of zips begins
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError)
 
 
@@ -32,14 +35,16 @@ class Entry:
     """One file.
 
     Attributes:
-        parts: the folders and the name, below the folder or zip that was listed.
+        parts: the folders and the name, below the folder or zip that was listed; all can be written as UTF-8.
         when: when it was last changed, in UTC without a zone.
         read: gives its bytes, up to so many; raises UnreadableError.
+        closed: for a folder into which nobody looked, why, in one sentence; its name then stands twice in `parts`.
     """
 
     parts: tuple[str, ...]
     when: datetime
     read: Callable[[int], bytes]
+    closed: str = ""
 
     @property
     def name(self) -> str:
@@ -71,41 +76,81 @@ def _is_noise(part: str) -> bool:
 
 
 def _in_folder(top: Path) -> list[Entry]:
+    """Without recursion: a student's folders may be nested deeper than Python's stack."""
     found: list[Entry] = []
-    for folder, names, files in os.walk(top):
-        here = Path(folder)
-        links = [name for name in names if (here / name).is_symlink()]  # os.walk lists them and does not go in
-        for name in [*files, *links]:
-            path = here / name
-            when = datetime.fromtimestamp(path.lstat().st_mtime, UTC).replace(tzinfo=None)
-            found.append(Entry(path.relative_to(top).parts, when, functools.partial(_file, path)))
+    todo: list[tuple[Path, tuple[str, ...]]] = [(top, ())]
+    while todo:
+        folder, parts = todo.pop()
+        try:
+            with os.scandir(folder) as items:
+                inside = list(items)
+        except OSError as error:
+            if not parts:
+                raise
+            found.append(_closed(parts, f"{parts[-1]} cannot be opened ({error.strerror or error})."))
+            continue
+        for item in inside:
+            place = (*parts, storable(item.name))
+            if item.is_dir(follow_symlinks=False) and len(place) < _DEEPEST:
+                todo.append((folder / item.name, place))
+            elif item.is_dir(follow_symlinks=False):
+                found.append(_closed(place, f"there are more than {_DEEPEST} folders in each other."))
+            elif item.is_symlink() and Path(item.path).is_dir():
+                found.append(_closed(place, f"{place[-1]} is a link, which is not followed."))
+            else:
+                found.append(Entry(place, _changed(item), functools.partial(_file, Path(item.path))))
     return found
 
 
+def storable(name: str) -> str:
+    """A name that can be stored and shown: bytes that are no text and control characters are written as escapes."""
+    plain = unicodedata.category
+    return "".join(c.encode("unicode_escape").decode() if plain(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in name)
+
+
+def _closed(place: tuple[str, ...], why: str) -> Entry:
+    def read(most: int) -> bytes:
+        raise UnreadableError(why)
+
+    return Entry((*place, place[-1]), _UNKNOWN, read, why)
+
+
+def _changed(item: os.DirEntry[str]) -> datetime:
+    try:
+        return datetime.fromtimestamp(item.stat(follow_symlinks=False).st_mtime, UTC).replace(tzinfo=None)
+    except (OSError, OverflowError, ValueError):
+        return _UNKNOWN
+
+
 def _file(path: Path, most: int) -> bytes:
+    name = storable(path.name)
     if path.is_symlink():
-        raise UnreadableError(f"{path.name} is a link, which is not followed.")
+        raise UnreadableError(f"{name} is a link, which is not followed.")
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         number = os.open(path, flags)
         with os.fdopen(number, "rb") as file:
             if not stat.S_ISREG(os.fstat(number).st_mode):
-                raise UnreadableError(f"{path.name} is not a plain file.")
-            return _bounded(file.read(most + 1), most, path.name)
+                raise UnreadableError(f"{name} is not a plain file.")
+            return _bounded(file.read(most + 1), most, name)
     except OSError as error:
-        raise UnreadableError(f"{path.name} cannot be read ({error.strerror or error}).") from error
+        raise UnreadableError(f"{name} cannot be read ({error.strerror or error}).") from error
 
 
 def in_zip(raw: bytes) -> list[Entry]:
-    """All files in a zip; raises UnreadableError for what is none."""
+    """All files in a zip; raises UnreadableError for what is none, or holds too many."""
+    # Counted in the bytes, because zipfile makes an object of each entry before it tells how many there are.
+    if raw.count(zipfile.stringCentralDir) > MOST_FILES:  # type: ignore[attr-defined]
+        raise UnreadableError(f"it holds more than {MOST_FILES} files.")
     try:
         archive = zipfile.ZipFile(io.BytesIO(raw))
         infos = archive.infolist()
     except _ZIP_ERRORS as error:
         raise UnreadableError(f"it is not a whole zip ({error}).") from error
     found = []
-    for info in infos[: MOST_FILES + 1]:
-        parts = tuple(part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    for info in infos:
+        names = info.filename.replace("\\", "/").split("/")
+        parts = tuple(storable(name) for name in names if name not in ("", ".", ".."))
         if not info.is_dir() and parts:
             found.append(Entry(parts, _zip_time(info), functools.partial(_member, archive, info)))
     return found
@@ -116,11 +161,11 @@ def _zip_time(info: zipfile.ZipInfo) -> datetime:
     try:
         return datetime(*info.date_time).astimezone(UTC).replace(tzinfo=None)
     except (ValueError, OverflowError, OSError):
-        return datetime(1980, 1, 1)
+        return _UNKNOWN
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
-    name = info.filename.rsplit("/", 1)[-1]
+    name = storable(info.filename.rsplit("/", 1)[-1])
     if stat.S_ISLNK(info.external_attr >> 16):
         raise UnreadableError(f"{name} is a link, which is not followed.")
     if info.flag_bits & 1:

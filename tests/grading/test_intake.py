@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -103,14 +104,95 @@ def test_canvas(tmp_path):
     assert "no notebook" in found["14"].problem
 
 
+def test_canvas_hides_names_takes_text_and_lets_names_have_underscores(tmp_path):
+    files = {
+        "anon_aB3xZ_99_lab.ipynb": b"one",
+        "LATE_anon_Qw12e_98_lab.ipynb": b"two",
+        "anon_12345_97_lab.ipynb": b"three",
+        "de_la_cruz_15_90005_lab.ipynb": b"cruz",
+        "kingben_12_text.html": b"<p>my answer",
+        "kingcyd_LATE_13_link.html": b"<a>",
+    }
+    found = {s.student: s for s in collect(tree(tmp_path, files))}
+    hidden = {name: (s.raw, s.name, s.lms_id) for name, s in found.items() if name.startswith("anon-")}
+    assert hidden == {
+        "anon-aB3xZ": (b"one", "", ""),
+        "anon-Qw12e": (b"two", "", ""),
+        "anon-12345": (b"three", "", ""),
+    }
+    assert (found["de_la_cruz-15"].raw, found["de_la_cruz-15"].lms_id) == (b"cruz", "15")
+    assert {found[s].lms_id for s in ("kingben-12", "kingcyd-13")} == {"12", "13"}
+    assert all("no notebook" in found[s].problem for s in ("kingben-12", "kingcyd-13"))
+
+
+def test_groups_and_hidden_names_of_moodle(tmp_path):
+    files = {
+        "Group_one_7_assignsubmission_file/lab.ipynb": b"g",
+        "Default group_assignsubmission_file/lab.ipynb": b"d",
+        "Participant_8_assignsubmission_file/lab.ipynb": b"p",
+    }
+    found = {s.name: (s.lms_id, s.raw) for s in collect(tree(tmp_path, files))}
+    assert found == {
+        "Group_one": ("Participant 7", b"g"),
+        "Default group": ("", b"d"),
+        "Participant": ("Participant 8", b"p"),
+    }
+
+
+def test_what_came_another_way_lies_beside_an_export(tmp_path):
+    late = {"g_4_5_race/lab.ipynb": b"grace", "hal.ipynb": b"hal", "readme.txt": b"-"}
+    moodle = {"Ada L_1_assignsubmission_file/lab.ipynb": b"ada"}
+    canvas = {f"{name}_{n}_{n + 90}_lab.ipynb": name.encode() for n, name in enumerate(("ada", "ben", "cyd"), 1)}
+    assert {s.raw for s in collect(tree(tmp_path / "m", moodle | late))} == {b"ada", b"grace", b"hal"}
+    found = {s.student: (s.lms_id, s.raw) for s in collect(tree(tmp_path / "c", canvas | late))}
+    by_platform = {"ada-1": ("1", b"ada"), "ben-2": ("2", b"ben"), "cyd-3": ("3", b"cyd")}
+    assert found == by_platform | {"g_4_5_race": ("", b"grace"), "hal": ("", b"hal")}
+
+
+def test_one_name_like_canvas_does_not_make_an_export(tmp_path):
+    names = ("ada", "ben", "team_12_3_b")
+    files = {f"{name}/lab.ipynb": name.encode() for name in names} | {"two_2_3_x.ipynb": b"two"}
+    found = {s.student: (s.lms_id, s.raw) for s in collect(tree(tmp_path, files))}
+    assert found == {name: ("", name.encode()) for name in names} | {"two_2_3_x": ("", b"two")}
+
+
+@pytest.mark.parametrize("name", ["Ada L_1_assignsubmission_file/lab.ipynb", "lovelaceada_1_90_lab.ipynb"])
+def test_an_export_may_lie_in_a_folder(tmp_path, name):
+    for zip_name, files in {"one": {name: LAB}, "in": {f"CS 06/{name}": LAB}}.items():
+        (tmp_path / f"{zip_name}.zip").write_bytes(zipped(files))
+    [one], [inside] = (collect(tmp_path / f"{zip_name}.zip") for zip_name in ("one", "in"))
+    assert one == inside and one.raw == LAB and one.lms_id in ("1", "Participant 1")
+
+
+def test_the_folders_of_a_moodle_student_who_is_alone_are_not_students(tmp_path):
+    files = {f"Ada L_1_assignsubmission_file/{folder}/{folder}.ipynb": LAB for folder in ("lab", "other")}
+    assert students(collect(tree(tmp_path, files))) == {"Ada-L-1": LAB}
+
+
+def test_the_name_itself_counts_before_numbered_ones_and_then_the_last(tmp_path):
+    files = {
+        "ada/lab-1.ipynb": b"-",
+        "ada/lab.ipynb": b"ada",
+        "ben/lab-2.ipynb": b"-",
+        "ben/lab-10.ipynb": b"ben",
+        "cyd/collab.ipynb": b"-",
+        "cyd/deep/lab (1).ipynb": b"cyd",
+    }
+    assert students(collect(tree(tmp_path, files))) == {"ada": b"ada", "ben": b"ben", "cyd": b"cyd"}
+
+
 def test_ids_stay_apart_and_are_the_same_tomorrow(tmp_path):
     names = ["Ana", "ana", "Añá", "ann/../x", "x" * 200, "名", "a b", "a-b"]
     files = {f"{name.replace('/', '_')}/lab.ipynb": name.encode() for name in names}
-    found = collect(tree(tmp_path, files))
+    found = collect(tree(tmp_path / "all", files))
     assert len({s.student.lower() for s in found}) == len(names)
     assert all(s.student.isascii() and s.student.strip(".") and len(s.student) < 80 for s in found)
-    assert [s.student for s in found] == [s.student for s in collect(tmp_path)]
+    assert [s.student for s in found] == [s.student for s in collect(tmp_path / "all")]
     assert {s.raw.decode() for s in found} == set(names)
+    # Somebody with a similar name who hands in later takes nobody's id.
+    alone = {f"{name}/lab.ipynb": name.encode() for name in ("Añá", "a b", "x" * 200, "名")}
+    before = {s.raw: s.student for s in collect(tree(tmp_path / "before", alone))}
+    assert before.items() <= {s.raw: s.student for s in found}.items()
 
 
 def test_names_that_climb_write_nothing_and_belong_to_nobody_else(tmp_path):
@@ -134,7 +216,7 @@ def test_links_are_not_followed(tmp_path):
     found = {s.student: s for s in collect(tmp_path / "in")}
     assert found["ben"].raw == b"ben"
     assert found["mallory"].raw == b"" and "is a link" in found["mallory"].problem
-    assert "trudy" not in found or not found["trudy"].raw
+    assert found["trudy"].raw == b"" and "is a link" in found["trudy"].problem
     assert "is a link" in found["zed"].problem
 
 
@@ -143,6 +225,49 @@ def test_a_pipe_does_not_hang(tmp_path):
     (tmp_path / "mallory").mkdir()
     os.mkfifo(tmp_path / "mallory" / "lab.ipynb")
     assert "not a plain file" in collect(tmp_path)[0].problem
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that are bytes")
+def test_names_that_are_no_text_can_be_stored(tmp_path):
+    for name in (b"J\xf6rg_1_assignsubmission_file", b"K\xf6nig_2_assignsubmission_file", b"plain\xff", b"plain\xfe"):
+        (tmp_path / os.fsdecode(name)).mkdir()
+        (tmp_path / os.fsdecode(name) / os.fsdecode(b"n\xf6\n\x1b[2J.ipynb")).write_bytes(LAB)
+    found = collect(tmp_path)
+    assert [s.raw for s in found] == [LAB] * 4
+    for text in (part for s in found for part in (s.student, s.name, s.source)):
+        assert text.encode().decode().isprintable() or text == "", ascii(text)
+
+
+def test_a_folder_that_cannot_be_entered_is_its_students_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr(entries, "_DEEPEST", 8)
+    tree(tmp_path, {"ada/lab.ipynb": LAB, "deep/" + "a/" * 8 + "lab.ipynb": LAB, "shut/lab.ipynb": LAB})
+    scan = os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = {s.student: s for s in collect(tmp_path)}
+    assert found["ada"].raw == LAB
+    assert "more than 8 folders" in found["deep"].problem and "Permission denied" in found["shut"].problem
+
+
+def test_folders_deeper_than_pythons_stack(tmp_path):
+    tree(tmp_path, {"ada/lab.ipynb": LAB})
+    here, made = Path.cwd(), 1500
+    os.chdir(tmp_path)
+    try:
+        for _ in range(made):
+            Path("d").mkdir()
+            os.chdir("d")
+        assert students(collect(tmp_path)) == {"ada": LAB, "d": b""}
+    finally:
+        while not Path("ada").exists():  # pytest's own removal is recursive
+            os.chdir("..")
+            Path("d").rmdir()
+        os.chdir(here)
 
 
 def test_bombs_and_broken_zips_are_their_students_problem(tmp_path):
@@ -206,3 +331,6 @@ def test_an_unknown_platform_and_too_many_files(tmp_path, monkeypatch):
     with pytest.raises(LabError, match="more than 3 files"):
         collect(tmp_path)
     assert intake.PLATFORMS[0] == "auto"
+    many = zipped({f"{n}.ipynb": LAB for n in range(4)})
+    found = {s.student: s for s in collect(tree(tmp_path / "class", {"ada.zip": many, "ben.ipynb": LAB}))}
+    assert "more than 3 files" in found["ada"].problem and found["ben"].raw == LAB
