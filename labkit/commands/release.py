@@ -41,6 +41,9 @@ def init(folder: Path) -> int:
         if slugs:
             count = f"{len(slugs)} lab{'s' if len(slugs) > 1 else ''} {what}"
             terminal.print(f"[green]✓[/] {count}: {', '.join(slugs)}", soft_wrap=True)
+    for slug in made.held:
+        why = "its lesson or you added or removed cells, and submissions with the old ones are marked"
+        terminal.print(f"[yellow]![/] {slug} stays as it was: {why}.", soft_wrap=True)
     place = escape(str(folder))
     terminal.print(f"Hand out {place}/release. Grade with: labkit grade LAB --submissions DIR --course {place}")
     return 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError, UnknownNameError
-from labkit.grading.lab import Lab
+from labkit.grading.lab import Cell, Lab
 
 if TYPE_CHECKING:
     from nbgrader.api import Gradebook
@@ -48,7 +48,7 @@ class Book:
         self.config = _settings(self.root)
         # nbgrader starts `alembic` by name when it makes a database, and an environment need not be activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        self._courses = _nbgrader_courses()(config=self.config)
+        self._courses = nbgrader_courses()(config=self.config)
         self.url: str = self._courses.db_url
 
     @property
@@ -94,16 +94,38 @@ class Book:
         converter.force = True
         return converter
 
+    def admits(self, lab: Lab) -> bool:
+        """Whether the gradebook can take this version of a lab: once one was handed in, no cell may come or go."""
+        from nbgrader.api import MissingEntry
+
+        with self.gradebook() as gradebook:
+            try:
+                notebook = gradebook.find_notebook(NOTEBOOK, lab.path.parent.name)
+            except MissingEntry:
+                return True
+            groups = notebook.grade_cells, notebook.solution_cells, notebook.source_cells
+            marked = [{cell.name for cell in group} for group in groups]
+            return not notebook.submissions or marked == [
+                {cell.grade_id for cell in lab.cells if cell.grade},
+                {cell.grade_id for cell in lab.cells if cell.solution},
+                {cell.grade_id for cell in _kept(lab)},
+            ]
+
     def refresh(self, lab: Lab) -> None:
         """Bring the gradebook's copy of a lab up to date with the course's source, where that was changed since.
 
         Raises:
-            LabError: nbgrader refuses, as it does when cells were added or removed that have marks already.
+            LabError: cells were added or removed though submissions are marked, or nbgrader refuses the lab.
         """
         from nbgrader.api import MissingEntry
         from nbgrader.converters import GenerateAssignment
 
         name = lab.path.parent.name
+        if not self.admits(lab):  # nbgrader would say so only after it has deleted the students' copy
+            raise LabError(
+                f"Cells were added to or removed from {name} in source/, but submissions with the old ones are marked.",
+                "Give them back: sources and points of cells may change, their number may not.",
+            )
         with self.gradebook() as gradebook:
             try:
                 notebook = gradebook.find_notebook(NOTEBOOK, name)
@@ -111,11 +133,15 @@ class Book:
                 known = {cell.name: (cell.source, points.get(cell.name)) for cell in notebook.source_cells}
             except MissingEntry:
                 known = {}
-        kept = [cell for cell in lab.cells if cell.grade or cell.solution or cell.locked]
         # Of an answer nbgrader keeps the stub; only its id and points say whether it is the same.
-        cells = {c.grade_id: (known.get(c.grade_id, ("",))[0] if c.solution else c.source, c) for c in kept}
+        cells = {c.grade_id: (known.get(c.grade_id, ("",))[0] if c.solution else c.source, c) for c in _kept(lab)}
         if known != {name: (source, c.points if c.grade else None) for name, (source, c) in cells.items()}:
             run(self.converter(GenerateAssignment, name, "."))
+
+
+def _kept(lab: Lab) -> list[Cell]:
+    """The cells that the gradebook keeps."""
+    return [cell for cell in lab.cells if cell.grade or cell.solution or cell.locked]
 
 
 def run(converter: BaseConverter) -> None:
@@ -171,7 +197,8 @@ def _settings(root: Path) -> Any:
     return config
 
 
-def _nbgrader_courses() -> Any:
+def nbgrader_courses() -> Any:
+    """nbgrader's class of courses; LabError where it is not installed."""
     try:
         from nbgrader.coursedir import CourseDirectory
     except ImportError as error:

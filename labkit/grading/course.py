@@ -14,7 +14,7 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.files import write_bytes, write_text
-from labkit.grading.book import Book
+from labkit.grading.book import Book, nbgrader_courses
 from labkit.grading.lab import Lab
 from labkit.lessons import LessonFolder
 
@@ -45,12 +45,13 @@ c.FormgradeApp.max_rows = 500
 @dataclass
 class Made:
     """What `init` did: labs that are new, that followed their lesson, that it left alone because a teacher changed
-    them, and that were as they should be."""
+    them, that were as they should be, and that stay as they were because cells came or went after a submission."""
 
     new: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     same: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
 
 
 def init(folder: Path, lessons: list[LessonFolder], progress: Callable[[str], None] = lambda slug: None) -> Made:
@@ -59,6 +60,7 @@ def init(folder: Path, lessons: list[LessonFolder], progress: Callable[[str], No
     Raises:
         LabError: the folder holds something else, nbgrader is not installed, or refuses a lab.
     """
+    nbgrader_courses()  # before anything is made
     settings = folder / "nbgrader_config.py"
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not settings.is_file())):
         raise LabError(f"{folder} holds something else than a course.", "Name an empty or a new folder.")
@@ -82,13 +84,15 @@ def _take(book: Book, lesson: LessonFolder, copied: dict[str, str], made: Made) 
     raw = lesson.lab.read_bytes()
     path = book.root / "source" / lesson.slug / "lab.ipynb"
     there = path.read_bytes() if path.is_file() else b""
-    if there and _name(there) != copied.get(lesson.slug) and there != raw:
-        made.kept.append(lesson.slug)
-    elif there == raw:
-        made.same.append(lesson.slug)
-    else:
-        (made.updated if there else made.new).append(lesson.slug)
-        write_bytes(path, raw)
+    theirs = bool(there) and there != raw and _name(there) != copied.get(lesson.slug)
+    if not book.admits(Lab.read(path if theirs else lesson.lab)):
+        made.held.append(lesson.slug)
+        return
+    group = made.kept if theirs else made.same if there == raw else made.updated if there else made.new
+    group.append(lesson.slug)
+    if not theirs:
+        if there != raw:
+            write_bytes(path, raw)
         copied[lesson.slug] = _name(raw)
     book.refresh(Lab.read(path))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import nbformat
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +17,7 @@ from labkit.grading.leaks import leaks
 from labkit.grading.release import copy_for_students, own_copy
 from labkit.lessons import LessonFolder
 
-from .small_lab import SOLUTION, VISIBLE, small_lab
+from .small_lab import SOLUTION, VISIBLE, meta, small_lab
 
 
 def lesson(folder, slug="01-small", change=None):
@@ -146,6 +148,69 @@ def test_a_course_is_made_once_and_follows_its_lessons(made):
         assert [s.student.id for s in gradebook.assignment_submissions("01-small")] == ["ada"]
         source = gradebook.find_source_cell("ex1-mean-hidden", "lab", "01-small").source
     assert "== 3.0" in source
+
+
+def test_a_lab_that_is_marked_keeps_its_cells_and_the_others_follow(tmp_path):
+    lessons, root = tmp_path / "lessons", tmp_path / "course"
+    course.init(root, [lesson(lessons), lesson(lessons, "02-other")])
+    with Book(root).gradebook() as gradebook:
+        gradebook.update_or_create_student("ada")
+        gradebook.add_submission("01-small", "ada")
+    files = [root / part / "01-small" / "lab.ipynb" for part in ("source", "release")]
+    before = [path.read_bytes() for path in files]
+
+    def one_test_less(notebook):
+        del notebook.cells[4]
+
+    def one_question_less(notebook):
+        del notebook.cells[6]
+
+    def one_test_without_points(notebook):
+        notebook.cells[4].source = "print('no test any more')"
+        notebook.cells[4].metadata = meta("ex1-mean-hidden", locked=True)
+
+    def one_locked_cell_more(notebook):
+        notebook.cells[0].metadata = meta("setup", locked=True)
+
+    def no_solution(notebook):
+        notebook.cells[2].source = "mean = sum"
+        notebook.cells[2].metadata = meta("ex1-mean", locked=True)
+
+    for change in (one_test_less, one_question_less, one_test_without_points, one_locked_cell_more, no_solution):
+        made = course.init(root, [lesson(lessons, slug, change) for slug in ("01-small", "02-other")])
+        assert (made.held, made.updated) == (["01-small"], ["02-other"])
+        assert [path.read_bytes() for path in files] == before
+    made = course.init(root, [lesson(lessons), lesson(lessons, "02-other")])
+    assert (made.held, made.same, made.updated) == ([], ["01-small"], ["02-other"])
+    # The teacher's own change is refused before nbgrader takes the students' copy away.
+    changed = small_lab()
+    one_test_less(changed)
+    nbformat.write(changed, files[0])
+    with pytest.raises(LabError, match="their number may not"):
+        Book(root).refresh(Lab.read(files[0]))
+    assert files[1].read_bytes() == before[1]
+
+
+def test_a_run_that_was_stopped_is_no_change_of_the_teachers(tmp_path):
+    root, one = tmp_path / "course", lesson(tmp_path / "lessons")
+    course.init(root, [one])
+    (root / "source" / ".labkit.json").unlink()  # as if it had ended before this was written
+    assert course.init(root, [one]).same == ["01-small"]
+
+    def mended(notebook):
+        notebook.cells[0].source = "import math, cmath"
+
+    assert course.init(root, [lesson(tmp_path / "lessons", change=mended)]).updated == ["01-small"]
+
+
+def test_without_nbgrader_nothing_is_made_and_students_check_all_the_same(tmp_path, monkeypatch):
+    for module in ("nbgrader", "nbgrader.coursedir", "nbgrader.utils"):
+        monkeypatch.setitem(sys.modules, module, None)
+    code, text = called("grade", "init", tmp_path / "course")
+    assert code == 2 and "nbgrader is not installed" in text and not (tmp_path / "course").exists()
+    (tmp_path / "lab.ipynb").write_text(copy_for_students(Lab.from_notebook(small_lab())))
+    code, text = called("check", tmp_path / "lab.ipynb")
+    assert code == 1 and "Hidden tests remain: they decide 2 points" in text
 
 
 def test_a_folder_with_something_else_is_no_course(tmp_path):
