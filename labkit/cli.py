@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import labkit
+from labkit.commands.grade_app import app as grade_app
 from labkit.commands.terminal import INTERRUPTED, guarded
 
 app = typer.Typer(
@@ -48,7 +49,7 @@ def lab_command(
     lesson: Annotated[
         str, typer.Argument(metavar="LESSON", help="Lesson to open, such as 01 or floating-point.")
     ] = "00",
-    lab: Annotated[bool, typer.Option("--lab", help="Open the lesson's lab instead of the lesson.")] = False,
+    lab: Annotated[bool, typer.Option("--lab", help="Open your copy of its lab (in my-labs) instead.")] = False,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open a browser, or only print the address.")
     ] = True,
@@ -147,6 +148,35 @@ def plan_command(
     from labkit.commands.plan import show_plan
 
     raise typer.Exit(show_plan(model, gpu, gpus, host, batch, seq, method, as_json))
+
+
+@app.command("check")
+@guarded
+def check_command(
+    lab: Annotated[str, typer.Argument(metavar="LAB", help="Your notebook, or the lesson whose lab you have begun.")],
+    timeout: Annotated[float, typer.Option(min=1, metavar="S", help="Seconds for one cell.")] = 60.0,
+) -> None:
+    """Run the visible tests of a lab, as you would before handing it in."""
+    from labkit.commands.check import check
+
+    raise typer.Exit(check(lab, timeout))
+
+
+@app.command("release")
+@guarded
+def release_command(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the students' copies.")],
+    labs: Annotated[
+        list[str] | None, typer.Argument(metavar="LAB", help="Labs, by number or name. Default: all.")
+    ] = None,
+) -> None:
+    """For teachers: write students' copies of labs, after each has run with its solutions and without."""
+    from labkit.commands.release import release
+
+    raise typer.Exit(release(labs or [], out))
+
+
+app.add_typer(grade_app, name="grade")
 
 
 def _terminate(number: int, _: object) -> None:

@@ -16,6 +16,7 @@ from labkit.errors import LabError
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 LESSONS = ROOT / "lessons"
+MY_LABS = ROOT / "my-labs"  # where the learner works: a lab in lessons/ has its solutions
 
 
 def cache_path() -> Path:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 from checkouts import make_lessons, start_labkit
@@ -172,11 +173,17 @@ def test_lab_opens_the_notebook_that_was_named(lessons, monkeypatch):
     from labkit.commands import lab
 
     monkeypatch.setattr(lab, "ROOT", lessons.parent)
+    monkeypatch.setattr("labkit.grading.release.MY_LABS", lessons.parent / "my-labs")
     for name in ("1", "01", "alpha", "01-alpha", "lessons/01-alpha/", "lessons/01-alpha/lesson.ipynb"):
         chosen = lab.arguments(name, lab=False, browser=False, port=9000)
         assert "--LabApp.default_url=/lab/tree/lessons/01-alpha/lesson.ipynb" in chosen
     assert {"--no-browser", "--ServerApp.port=9000"} <= set(chosen)
-    assert "--LabApp.default_url=/lab/tree/lessons/01-alpha/lab.ipynb" in lab.arguments("1", True, True, None)
+    mine = lessons.parent / "my-labs" / "01-alpha" / "lab.ipynb"
+    assert "--LabApp.default_url=/lab/tree/my-labs/01-alpha/lab.ipynb" in lab.arguments("1", True, True, None)
+    assert nbformat.read(mine, as_version=4).cells
+    mine.write_text("my work")
+    lab.arguments("1", True, True, None)
+    assert mine.read_text() == "my work"
     with pytest.raises(labkit.errors.LessonError, match="02-beta has no lab"):
         lab.arguments("beta", lab=True, browser=True, port=None)
 

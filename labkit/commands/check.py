@@ -11,10 +11,11 @@ from labkit.commands.terminal import FAILED, console
 from labkit.errors import LabError
 from labkit.grading.lab import Cell, Exercise, Lab
 from labkit.lessons import find
+from labkit.paths import MY_LABS
 
 
 def check(name: str, seconds: float) -> int:
-    """Run the notebook at `name`, or the lab of the lesson called so; returns 1 when a visible test fails."""
+    """Run the notebook at `name`, or the learner's copy of a lesson's lab; returns 1 when a visible test fails."""
     from labkit.grading.score import grade
 
     lab = _read(name)
@@ -37,9 +38,10 @@ def check(name: str, seconds: float) -> int:
 def _read(name: str) -> Lab:
     path = Path(name)
     if path.suffix != ".ipynb" and not path.is_file():
-        path = find(name).lab
+        slug = find(name).slug
+        path = MY_LABS / slug / "lab.ipynb"
         if not path.is_file():
-            raise LabError(f"Lesson {name} has no lab.", "Name another lesson, or your notebook.")
+            raise LabError(f"You have not begun the lab of {slug}.", f"Open it with: labkit lab {slug[:2]} --lab")
     try:
         lab = Lab.read(path)
     except FileNotFoundError:

@@ -6,9 +6,8 @@ goes on where it was, a submission that was handed in again is graded again, and
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from labkit.errors import LabError, UnknownNameError
 from labkit.grading.batch import Done, Job, merged, run_all
 from labkit.grading.lab import Exercise, Lab
 from labkit.grading.outcome import Submission
-from labkit.grading.store import Store
+from labkit.grading.store import Store, opened
 
 if TYPE_CHECKING:
     from labkit.grading.book import Book
@@ -49,8 +48,7 @@ def grade(
         timeout: seconds for one cell.
         memory: GiB for one submission.
         trust: run without walls.
-        due: the due date from now on, as `labkit.grading.late.due` reads it.
-        lms: the platform whose export `submissions` is.
+        due: the due date from now on, as `labkit.grading.late.due` reads it; lms: as `labkit.grading.intake.collect`.
 
     Raises:
         LabError: a wrong usage, no sandbox, nothing to grade, or a disk that is full.
@@ -60,17 +58,14 @@ def grade(
     from labkit.grading.sandbox import ready
 
     when = late.due(due) if due else None
-    with _opened(course, lab) as (book, the_lab, store):
+    with opened(course, lab) as (book, the_lab, store):
         ready(trust)
         todo, before = _todo(store, _collected(store, submissions, lms))
         book.refresh(the_lab)
         if due:
             late.set_due(book, store.name, when)
-        terminal = console()
-        known = f", {before} of them graded before" if before else ""
-        terminal.print(f"{store.name}: {_count(before + len(todo), 'submission')}{known}", soft_wrap=True)
-        failures = _grade_all(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, terminal)
-        return _report(book, the_lab, store, failures, terminal)
+        told = f"{store.name}: {_count(before + len(todo), 'submission')}" + (f", {before} known" if before else "")
+        return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
 
 
 def again(
@@ -95,7 +90,7 @@ def again(
     limits, workers = _limits(timeout, memory), _workers(workers)
     from labkit.grading.sandbox import ready
 
-    with _opened(course, lab) as (book, the_lab, store):
+    with opened(course, lab) as (book, the_lab, store):
         item = _exercise(the_lab, exercise)
         labels = [cell.grade_id for cell in item.tests]
         received = store.submissions()
@@ -108,32 +103,10 @@ def again(
             )
         ready(trust)
         book.refresh(the_lab)
-        terminal = console()
-        terminal.print(f"{store.name}, {item.id}: {_count(len(todo), 'submission')}", soft_wrap=True)
-        failures = _grade_all(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, terminal)
+        told = f"{store.name}, {item.id}: {_count(len(todo), 'submission')}"
         if missing := sorted({who.student for who in received} - {who.student for who, _ in known}):
-            terminal.print(f"Not graded yet, so not graded again: {_names(missing)}.", soft_wrap=True)
-        return _report(book, the_lab, store, failures, terminal)
-
-
-@contextlib.contextmanager
-def _opened(course: Path, lab: str) -> Iterator[tuple[Book, Lab, Store]]:
-    """The course, one of its labs and its store, for this command alone."""
-    from filelock import FileLock, Timeout
-
-    from labkit.grading.book import Book
-
-    book = Book(course)
-    the_lab = book.lab(book.find(lab))
-    lock = FileLock(book.root / ".grading.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LabError(f"Another command is grading in {course}.", "Wait until it has ended, or stop it.") from None
-    try:
-        yield book, the_lab, Store(book.root, the_lab)
-    finally:
-        lock.release()
+            told += f"\nNot graded yet, so not graded again: {_names(missing)}."
+        return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
 
 
 def _limits(timeout: float | None, memory: float | None) -> Any:
@@ -203,6 +176,15 @@ def _runner(lab: Lab, store: Store, limits: Any, trust: bool) -> Callable[..., D
         return Done(outcome, rebuilt.notebook)
 
     return run
+
+
+def _do(
+    book: Book, lab: Lab, store: Store, todo: Sequence[Job], run: Callable[..., Done], workers: int, told: str
+) -> int:
+    terminal = console()
+    terminal.print(told, soft_wrap=True)
+    failures = _grade_all(book, lab, store, todo, run, workers, terminal)
+    return _report(book, lab, store, failures, terminal)
 
 
 def _grade_all(

@@ -6,8 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from labkit.errors import LessonError
-from labkit.lessons import find
+from labkit.lessons import LessonFolder, find
 from labkit.paths import ROOT
 
 # Holds labconfig/default_setting_overrides.json: no pop-up asking for news over the first lesson.
@@ -15,15 +14,12 @@ CONFIG = Path(__file__).resolve().parent / "jupyter"
 
 
 def arguments(name: str, lab: bool, browser: bool, port: int | None) -> list[str]:
-    """JupyterLab's command-line arguments to open lesson `name`, or its lab.
+    """JupyterLab's command-line arguments to open lesson `name`, or the learner's copy of its lab, made if missing.
 
     Raises UnknownNameError for a wrong name, LessonError for a lesson without a lab.
     """
     lesson = find(name)
-    notebook = lesson.lab if lab else lesson.lesson
-    if not notebook.is_file():
-        raise LessonError(f"Lesson {lesson.slug} has no lab.", f"Open the lesson: labkit lab {lesson.slug}.")
-    place = notebook.relative_to(ROOT).as_posix()
+    place = (_own_lab(lesson) if lab else lesson.lesson).relative_to(ROOT).as_posix()
     found = [
         f"--ServerApp.root_dir={ROOT}",
         f"--LabApp.default_url=/lab/tree/{place}",
@@ -38,6 +34,12 @@ def arguments(name: str, lab: bool, browser: bool, port: int | None) -> list[str
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # Jupyter refuses root, which containers run as
         found.append("--allow-root")
     return found
+
+
+def _own_lab(lesson: LessonFolder) -> Path:
+    from labkit.grading.release import own_copy
+
+    return own_copy(lesson)
 
 
 def lab(name: str, lab_notebook: bool, browser: bool, port: int | None) -> None:

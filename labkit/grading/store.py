@@ -6,17 +6,21 @@ counts; `outcomes/LAB/STUDENT.json` is the `Outcome` of the last run, and `outco
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.files import write_bytes, write_text
 from labkit.grading.lab import Lab
 from labkit.grading.outcome import Outcome, Submission, digest
+
+if TYPE_CHECKING:
+    from labkit.grading.book import Book
 
 _HANDED_IN = "handed-in.json"
 Cells = list[list[Any]]  # [type, source, nbgrader's metadata] of each cell of a lab
@@ -119,6 +123,26 @@ class Store:
 
     def _failure(self, student: str) -> Path:
         return self.outcomes / f"{student}.failed.txt"
+
+
+@contextlib.contextmanager
+def opened(course: Path, lab: str) -> Iterator[tuple[Book, Lab, Store]]:
+    """The course, one of its labs and its store, for this process alone; LabError while another has it."""
+    from filelock import FileLock, Timeout
+
+    from labkit.grading.book import Book
+
+    book = Book(course)
+    the_lab = book.lab(book.find(lab))
+    lock = FileLock(book.root / ".grading.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LabError(f"Another command is grading in {course}.", "Wait until it has ended, or stop it.") from None
+    try:
+        yield book, the_lab, Store(book.root, the_lab)
+    finally:
+        lock.release()
 
 
 def _written(cells: Cells) -> bytes:

@@ -107,7 +107,7 @@ class JupyterServer:
             "--port",
             str(port),
         ]
-        page = (found.lab if lab else found.lesson).relative_to(ROOT).as_posix()
+        page = f"my-labs/{found.slug}/lab.ipynb" if lab else found.lesson.relative_to(ROOT).as_posix()
         return cls([*command, *(["--lab"] if lab else [])], port, home, page)
 
     @classmethod
