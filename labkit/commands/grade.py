@@ -50,8 +50,7 @@ def grade(
         trust: run without walls.
         due: the due date from now on, as `labkit.grading.late.due` reads it; lms: as `labkit.grading.intake.collect`.
 
-    Raises:
-        LabError: a wrong usage, no sandbox, nothing to grade, or a disk that is full.
+    Raises LabError for a wrong usage, no sandbox, nothing to grade, or a disk that is full.
     """
     limits, workers = _limits(timeout, memory), _workers(workers)
     from labkit.grading import late
@@ -64,7 +63,8 @@ def grade(
         book.refresh(the_lab)
         if due:
             late.set_due(book, store.name, when)
-        told = f"{store.name}: {_count(before + len(todo), 'submission')}" + (f", {before} known" if before else "")
+        known = f", {before} of them graded before" if before else ""
+        told = f"{store.name}: {_count(before + len(todo), 'submission')}{known}"
         return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
 
 

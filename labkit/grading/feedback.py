@@ -25,9 +25,11 @@ from nbformat.v4 import new_output
 from nbgrader.converters import GenerateFeedback
 from nbgrader.preprocessors import GetGrades
 
+from labkit.errors import LabError
 from labkit.grading.book import NOTEBOOK, Book, run
 from labkit.grading.feedback_page import TEMPLATE, clean_html
 from labkit.grading.lab import Exercise, Lab
+from labkit.grading.leaks import leaks, readable
 from labkit.grading.outcome import CellOutcome, Outcome
 from labkit.grading.record import LABEL
 from labkit.grading.store import Store
@@ -169,4 +171,20 @@ def feedback(book: Book, lab: Lab, store: Store, students: Collection[str]) -> d
     converter.preprocessors = [Marks, hide, CSSHTMLHeaderPreprocessor]
     run(converter)
     paths = {student: book.root / "feedback" / student / name / f"{NOTEBOOK}.html" for student in students}
-    return {student: path for student, path in paths.items() if path.is_file()}
+    written = {student: path for student, path in paths.items() if path.is_file()}
+    for student, path in written.items():
+        _keep_secrets(lab, path, book.root / "submitted" / student / name / f"{NOTEBOOK}.ipynb")
+    return written
+
+
+def _keep_secrets(lab: Lab, page: Path, submitted: Path) -> None:
+    """Take a page away that shows a line of a solution or of a hidden test which its student has not written.
+
+    Raises:
+        LabError: it did.
+    """
+    theirs = readable(submitted.read_text(encoding="utf-8"))
+    if leaked := leaks(lab, page.read_text(encoding="utf-8"), own=theirs):
+        page.unlink()
+        cause = f"The feedback page of {page.parent.parent.name} would show: {leaked[0]}"
+        raise LabError(cause, "Look for it in the messages of the lab's tests, and grade again.")

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
+from labkit.errors import LabError
 from labkit.grading.book import Book
 from labkit.grading.feedback import feedback
 from labkit.grading.feedback_page import clean_html
@@ -147,6 +148,21 @@ def test_only_the_students_asked_for(pages):
     before = path.stat().st_mtime_ns
     assert list(feedback(Book(book.root), lab, store, ["ada"])) == ["ada"]
     assert path.stat().st_mtime_ns == before and feedback(book, lab, store, []) == {}
+
+
+def test_a_page_that_shows_a_secret_is_taken_away(pages, monkeypatch):
+    _, book, lab, store = pages
+    monkeypatch.setattr("labkit.grading.feedback.seen", lambda *_, **__: [stream("the count is not always 2")])
+    assert list(feedback(book, lab, store, ["ada"])) == ["ada"], "a test's message is no secret"
+    secret = 'assert mean([2, 2, 5]) == 3, "the count is not always 2"'
+    monkeypatch.setattr("labkit.grading.feedback.seen", lambda *_, **__: [stream(secret)])
+    with pytest.raises(LabError, match="page of ada would show: assert mean"):
+        feedback(book, lab, store, ["ada"])
+    assert not (book.root / "feedback" / "ada" / NAME / "lab.html").exists()
+
+
+def stream(text):
+    return nbformat.v4.new_output("stream", name="stdout", text=text)
 
 
 class Words(HTMLParser):

@@ -107,7 +107,7 @@ def test_what_leaks_is_found_in_notebooks_outputs_and_pages():
         words = "</span> <span>".join(line.replace("&", "&amp;").replace("<", "&lt;").split())
         page = f"<html><script>0</script><body><pre><span>{words}</span></pre></body></html>"
         assert leaks(lab, shown) == leaks(lab, page) == [line], what
-        assert leaks(lab, shown, own=f"    {line}") == [], "what a student wrote is no leak"
+        assert leaks(lab, shown, own=f"    {line}  # mine") == [], "what a student wrote is no leak"
     assert leaks(lab, "### END SOLUTION") == ["### END SOLUTION"]
     assert leaks(lab, VISIBLE) == []
 
