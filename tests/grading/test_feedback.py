@@ -158,7 +158,15 @@ def test_a_page_that_shows_a_secret_is_taken_away(pages, monkeypatch):
     monkeypatch.setattr("labkit.grading.feedback.seen", lambda *_, **__: [stream(secret)])
     with pytest.raises(LabError, match="page of ada would show: assert mean"):
         feedback(book, lab, store, ["ada"])
-    assert not (book.root / "feedback" / "ada" / NAME / "lab.html").exists()
+    with pytest.raises(LabError, match=r"1 more page"):
+        feedback(book, lab, store, ["ada", "bob"])
+    assert not [s for s in ("ada", "bob") if (book.root / "feedback" / s / NAME / "lab.html").exists()]
+
+
+def test_a_student_who_writes_a_marker_gets_a_page(pages):
+    _, book, lab, store = pages
+    record(book, submission("fay"), outcome("fay"), handed_in(lab, "### BEGIN SOLUTION\n    return 2"))
+    assert list(feedback(book, lab, store, ["fay"])) == ["fay"]
 
 
 def stream(text):
