@@ -57,7 +57,7 @@ def pages(tmp_path_factory):
     book = make_course(tmp_path_factory.mktemp("course"), notebook)
     (book.root / "source" / NAME / "square.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     (book.root / "source" / NAME / "solutions.txt").write_text("the teacher's own")
-    secret = book.root / "secret.txt"
+    secret = book.root / "secret.png"
     secret.write_text("what nobody sees")
     lab = book.lab(NAME)
     store = Store(book.root, lab)
