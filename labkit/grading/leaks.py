@@ -24,7 +24,8 @@ from labkit.grading.lab import (
 
 MARKERS = (BEGIN_SOLUTION, END_SOLUTION, BEGIN_HIDDEN, END_HIDDEN)
 _SHORTEST = 12  # characters: `return total` stands anywhere
-_BLOCK = re.compile(r"<(script|style)\b.*?</\1>", re.DOTALL | re.IGNORECASE)
+# A formula may say what a solution writes as code.
+_BLOCK = re.compile(r"<(script|style|math)\b.*?</\1>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
 
 
@@ -45,8 +46,8 @@ def leaks(lab: Lab, text: str, own: str = "") -> list[str]:
 
 def secrets_of(lab: Lab) -> set[str]:
     """Lines of solutions, of hidden tests, of answers to questions, and of what these printed, that are not public."""
-    public = {line for cell in lab.cells for line in lines(public_part(cell))}
-    shown = _squeezed("\n".join(public))
+    # Whole and in order: a sentence that goes on in the next line is one line on a page.
+    shown = _squeezed("\n".join(public_part(cell) for cell in lab.cells))
     hidden: set[str] = set()
     for cell, raw in zip(lab.cells, lab.notebook.cells, strict=True):
         if cell.type == "code" or cell.solution:

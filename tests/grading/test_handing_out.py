@@ -110,6 +110,11 @@ def test_what_leaks_is_found_in_notebooks_outputs_and_pages():
         assert leaks(lab, shown, own=f"    {line}  # mine") == [], "what a student wrote is no leak"
     assert leaks(lab, "### END SOLUTION") == ["### END SOLUTION"]
     assert leaks(lab, VISIBLE) == []
+    formula = "<html><math><mi>return</mi> <mi>total</mi> <mo>/</mo> <mi>len(values)</mi></math></html>"
+    assert leaks(lab, formula) == []
+    notebook.cells[1].source += "\nYou may `return total /\nlen(values)` if you like."
+    public = Lab.from_notebook(notebook)
+    assert leaks(public, "return total / len(values)") == [], "a page joins what two lines of a task say"
 
 
 @pytest.fixture(scope="module")

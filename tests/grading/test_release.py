@@ -12,18 +12,17 @@ import nbformat
 import pytest
 
 from labkit.grading import Lab, check_format, grade
-from labkit.grading.lab import (
-    BEGIN_HIDDEN,
-    BEGIN_SOLUTION,
-    CODE_STUB,
-    END_HIDDEN,
-    END_SOLUTION,
-    region,
-    replace_regions,
-)
+from labkit.grading.lab import CODE_STUB
+from labkit.grading.leaks import leaks, secrets_of
+from labkit.grading.outcome import Submission
+from labkit.grading.rebuild import rebuild
+from labkit.grading.release import copy_for_students
+from labkit.grading.sandbox import Limits
+from labkit.grading.supervise import run_submission
 from labkit.paths import LESSONS
 
 from .small_lab import small_lab
+from .test_hostile import walled
 
 LABS = sorted(p.parent.name for p in LESSONS.glob("*/lab.ipynb"))
 
@@ -58,40 +57,15 @@ def release(course, name, source):
     return nbformat.read(root / "release" / name / "lab.ipynb", as_version=4)
 
 
-def code_lines(text):
-    """Lines that say something: not blank, not a comment, not so short that they stand anywhere."""
-    lines = (line.strip() for line in text.split("\n"))
-    return {line for line in lines if len(line) > 12 and not line.startswith("#")}
-
-
-def public_part(cell):
-    """What a student may see of a cell."""
-    if cell.type == "markdown":
-        return "" if cell.solution else cell.source
-    kept = replace_regions(cell.source, BEGIN_SOLUTION, END_SOLUTION, "")
-    return replace_regions(kept, BEGIN_HIDDEN, END_HIDDEN, "")
-
-
 @pytest.mark.parametrize("name", LABS)
 def test_the_release_holds_no_solution_and_no_hidden_test(course, name):
     lab = Lab.read(LESSONS / name / "lab.ipynb")
     released = release(course, name, lab.notebook)
-    text = "\n".join(cell.source for cell in released.cells)
-    outputs = [out for cell in released.cells for out in cell.get("outputs", [])]
-    public = {line for cell in lab.cells for line in code_lines(public_part(cell))}
-    shown = "\n".join(public)
-    hidden = {line for cell in lab.cells if cell.type == "code" for line in code_lines(cell.source)}
-    # A hidden test's call may stand in the visible `def`: what the student may see anyway is no leak.
-    hidden = {line for line in hidden if line not in shown}
-    answers = {
-        line for cell in lab.cells if cell.type == "markdown" and cell.solution for line in code_lines(cell.source)
-    }
-    assert hidden and answers, "the lab has nothing to hide: the test would pass on anything"
-    for line in hidden | answers:
-        assert line not in text, f"released to students: {line}"
-    for marker in (BEGIN_SOLUTION, END_SOLUTION, BEGIN_HIDDEN, END_HIDDEN):
-        assert marker not in text
-    assert not outputs, "outputs of the solution would show its results"
+    assert len(secrets_of(lab)) > 20, "the lab has nothing to hide: the test would pass on anything"
+    assert leaks(lab, nbformat.writes(lab.notebook))
+    assert leaks(lab, nbformat.writes(released)) == []
+    assert leaks(lab, copy_for_students(lab)) == []
+    assert not [out for cell in released.cells for out in cell.get("outputs", [])], "a solution's results would show"
 
 
 @pytest.mark.parametrize("name", LABS)
@@ -137,13 +111,21 @@ def test_nbgrader_and_the_quick_grader_agree(course):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LABS)
-def test_nbgrader_gives_the_reference_full_points(course, name):
-    """The course's own answers, handed in as a student would, earn every point that tests give."""
+def test_in_the_sandbox_the_reference_earns_full_points(name):
+    """The course's own answers, handed in as a student would, earn every point that tests give, and raise no doubt."""
     lab = Lab.read(LESSONS / name / "lab.ipynb")
-    answers = {e.id: region(e.solution.source) for e in lab.exercises[1:]}  # the first stays a stub
-    first = {cell.grade_id: 0 for cell in lab.exercises[0].tests}
-    given = hand_in(course, name, answers, lab.notebook)
-    assert given == {c.grade_id: c.points for c in lab.graded_cells} | first
+    first, *others = lab.exercises  # the first stays a stub
+    copy = nbformat.reads(copy_for_students(lab), as_version=4)
+    for cell in copy.cells:
+        grade_id = cell.metadata.get("nbgrader", {}).get("grade_id")
+        if grade_id in {item.id for item in others}:
+            cell.source = lab.exercise(grade_id).solution.source
+    rebuilt = rebuild(lab, Submission("ada", raw=nbformat.writes(copy).encode()))
+    outcome = run_submission(lab, rebuilt, "ada", "digest", Limits(cell_s=180, total_s=900), trust=not walled())
+    given = {label: cell.points for label, cell in outcome.cells.items() if cell.max_points}
+    lost = {cell.grade_id: 0 for cell in first.tests}
+    assert given == {c.grade_id: c.points for c in lab.graded_cells} | lost
+    assert outcome.notes == [] and outcome.restarts == 0
 
 
 def test_sources_are_not_changed(tmp_path):
