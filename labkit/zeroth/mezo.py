@@ -185,13 +185,16 @@ class Mezo:
         factor = SCHEDULES[self.schedule](self._done / self._steps)
         return rounded(self.learning_rate * factor), rounded(self.weight_decay)
 
-    def _evaluate(self, seed: int, batch: Batch) -> exchange.Told:
-        """The objective on both sides of w."""
-        sides = []
-        for side in (self.perturbation_scale, -self.perturbation_scale):
-            with self._restore.at([(seed, side)]):
-                sides.append(float(self._objective(self._model, self._task, batch)))
-        return exchange.Told(seed, sides[0], sides[1], len(batch.labels))
+    def _evaluate(self, seeds: list[int], batch: Batch) -> list[tuple[float, float]]:
+        """The objective on both sides of w, in each direction."""
+        found = []
+        for seed in seeds:
+            sides = []
+            for side in (self.perturbation_scale, -self.perturbation_scale):
+                with self._restore.at([(seed, side)]):
+                    sides.append(float(self._objective(self._model, self._task, batch)))
+            found.append((sides[0], sides[1]))
+        return found
 
     def _row(self, told: exchange.Told, merged: int) -> Row:
         g = rounded((told.plus - told.minus) / (2 * self.perturbation_scale))
@@ -205,7 +208,9 @@ class Mezo:
         first = self.meeting.rank * self.directions if self.ranks == "directions" else 0
         own = self.meeting.share(batch)
         numbers = range(first, first + self.directions)
-        told = [self._evaluate(direction_seed(self.seed, self._done, number), own) for number in numbers]
+        seeds = [direction_seed(self.seed, self._done, number) for number in numbers]
+        sides = zip(seeds, self._evaluate(seeds, own), strict=True)
+        told = [exchange.Told(seed, plus, minus, len(own.labels)) for seed, (plus, minus) in sides]
         return [self._row(each, merged) for each in self.meeting.tell(told)]
 
     @torch.no_grad()

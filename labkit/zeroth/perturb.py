@@ -54,7 +54,8 @@ def trained(model: nn.Module) -> list[Weight]:
     found: dict[tuple, list[tuple[str, nn.Parameter]]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if p.is_floating_point() and p.numel():
-            found.setdefault((p.data_ptr(), p.dtype, p.shape, p.stride()), []).append((name, p))
+            # A tensor without memory (on the device "meta") has no address to be known by.
+            found.setdefault((p.data_ptr() or id(p), p.dtype, p.shape, p.stride()), []).append((name, p))
     weights = []
     for group in found.values():
         if any(p.requires_grad for _, p in group):
