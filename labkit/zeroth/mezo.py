@@ -146,15 +146,22 @@ class Mezo:
         self._check()
         self.choose(model, task)
         self._model, self._task, self._steps = model.eval(), task, steps
-        self._weights = trained(model)
-        check_scale(self._weights, self.perturbation_scale, self.seed)
-        self._restore = restore_of(self.restore, self._weights, self.slot_mib)
+        self._weights, self._restore = self._begin(model)
         self.meeting = exchange.meeting(self.ranks, self._weights[0].tensor.device)
         if self.restore == "walk" and self.meeting.world_size > 1 and self.ranks == "directions":
             cause = "Ranks that walk in directions of their own round their weights differently."
             raise LabError(cause, 'Use restore="exact", or ranks="batch".')
         self.record = Trajectory(self._header(), self.trajectory or None, writes=self.meeting.rank == 0)
         self._recorded, self._done, self._last = list(self.record.steps()), 0, dict[str, float]()
+
+    def _begin(self, model: torch.nn.Module) -> tuple[list[Weight], Restore]:
+        """What trains, and the way to compute beside it."""
+        weights = trained(model)
+        check_scale(weights, self.perturbation_scale, self.seed)
+        return weights, restore_of(self.restore, weights, self.slot_mib)
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self._weights)
 
     def _check(self) -> None:
         """Raise LabError for settings out of range."""
@@ -177,7 +184,7 @@ class Mezo:
             "objective": self.objective if isinstance(self.objective, str) else self.objective.__name__,
             "directions": self.directions * apart,
             "steps": self._steps,
-            "fingerprint": fingerprint(self._weights),
+            "fingerprint": self._fingerprint(),
         }
 
     def _settings(self) -> tuple[float, float]:

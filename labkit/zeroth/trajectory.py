@@ -180,7 +180,9 @@ class Trajectory:
                 os.fsync(file.fileno())
         except OSError as error:
             cause = f"A step could not be added to {self._written} ({error.strerror})."
-            raise LabError(cause, "Free some disk space; the run then goes on from the steps that are stored.") from error
+            raise LabError(
+                cause, "Free some disk space; the run then goes on from the steps that are stored."
+            ) from error
 
     def steps(self) -> Iterator[list[Row]]:
         """The rows of each step, in order."""
