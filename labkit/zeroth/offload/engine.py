@@ -63,6 +63,7 @@ class Engine:
 
     Attributes:
         work: where coded pieces are read back into; None where nothing is coded.
+        settle: makes every move; a walk goes home before.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Engine:
         self._resident, self._resident_version = self._found.rest, moves.made
         self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
         self._relay: Relay | None = None
+        self.settle: Callable[[], None] = self.flush
         self._sides: Sequence[Side] = ()
         self._sights: list[Perturbed] = []
         self._span: AbstractContextManager = nullcontext()
@@ -189,10 +191,10 @@ class Engine:
         self._span = self.bus.span(COMPUTE, f"{name} {'+-'[number % 2]}")
         self._span.__enter__()
         self._catch_up(side.version)
-        if side.version > self._resident_version and self._relay is not None:
-            if all(place == END for place in self._relay.places[:number]):
-                self._catch_up_resident(side.version)
-                self._sights[number].terms = []
+        assert self._relay is not None
+        if side.version > self._resident_version and all(place == END for place in self._relay.places[:number]):
+            self._catch_up_resident(side.version)
+            self._sights[number].terms = []
 
     def _name(self) -> str:
         names = {BEGIN: "embedding", TAIL: "head", END: "head"}

@@ -89,10 +89,11 @@ class HostMemory:
     def __init__(self, pin: bool):
         self.nbytes = 0
         # The list outlives this object as long as it has to: memory is unpinned before it is unmapped.
-        self._pinned: list[Tensor] | None = [] if pin else None
+        self._pinned: list[Tensor] = []
+        self._pin = pin
         if pin:
             torch.cuda.init()
-            self._release = weakref.finalize(self, _unregister, self._pinned)
+        self._release = weakref.finalize(self, _unregister, self._pinned)
 
     def allocate(self, sizes: Sequence[int], fill: Callable[[int, Tensor], None]) -> list[Tensor]:
         """Memory of each size in bytes, uint8, pinned and then filled, some at a time.
@@ -104,7 +105,7 @@ class HostMemory:
             LabError: where there is too little, or the driver refuses to pin it; nothing is kept then.
         """
         check_room(sum(sizes))
-        before = len(self._pinned or ())
+        before = len(self._pinned)
         workers = max(1, min(WORKERS, os.cpu_count() or 1, len(sizes)))
         with ThreadPoolExecutor(workers, "labkit-pin") as pool:
             waiting = [pool.submit(self._one, number, size, fill, workers) for number, size in enumerate(sizes)]
@@ -114,9 +115,8 @@ class HostMemory:
                 for found in waiting:
                     found.cancel()
                 pool.shutdown(wait=True)
-                if self._pinned is not None:
-                    _unregister(self._pinned[before:])
-                    del self._pinned[before:]
+                _unregister(self._pinned[before:])
+                del self._pinned[before:]
                 raise
 
     def _one(self, number: int, size: int, fill: Callable[[int, Tensor], None], workers: int) -> Tensor:
@@ -130,14 +130,13 @@ class HostMemory:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             mapping.madvise(mmap.MADV_HUGEPAGE)
         flat = torch.frombuffer(mapping, dtype=torch.uint8)
-        if self._pinned is not None:
-            self._pin(flat)
+        if self._pin:
+            self._register(flat)
         self.nbytes += length
         fill(number, flat[:size])
         return flat[:size]
 
-    def _pin(self, flat: Tensor) -> None:
-        assert self._pinned is not None
+    def _register(self, flat: Tensor) -> None:
         if code := _register(flat.data_ptr(), len(flat)):
             cause = f"The driver refuses to pin {len(flat) / GIB:.2f} GiB of host memory (error {code})."
             raise LabError(cause, _LESS)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from labkit.tasks import Batch
 from labkit.zeroth.mezo import RESTORES, Mezo
 from labkit.zeroth.mezo_adapters import MezoLora
 from labkit.zeroth.offload.engine import Engine, Side
+from labkit.zeroth.offload.load import save
 from labkit.zeroth.offload.moves import LateExact, LateWalk, Moves
 from labkit.zeroth.offload.pieces import resident
 from labkit.zeroth.offload.slots import Slots
@@ -90,7 +92,7 @@ class ZoOffload(Mezo):
         self._origin = next(model.parameters()).device
         store = self._store = Store.of(model) or Store.taking(model, self._lodging())
         if store.engine is not None:
-            store.engine.flush()
+            store.engine.settle()
             store.engine.close()
         device = torch.device(store.lodging.device)
         self._move_rest(model, device)
@@ -102,9 +104,11 @@ class ZoOffload(Mezo):
         places = Slots(store, bus, self.slots)
         self._engine = Engine(model, store, places, weights, self._moves, slot, self.write_back)
         store.engine = self._engine
+        restore: LateWalk | LateExact = LateExact(weights, slot, self._moves, self._engine.flush)
         if self.restore == "walk":
-            return weights, LateWalk(weights, self._moves, self._engine.flush)
-        return weights, LateExact(weights, slot, self._moves, self._engine.flush)
+            restore = LateWalk(weights, self._moves, self._engine.flush)
+        self._engine.settle = torch.no_grad()(restore.settle)
+        return weights, restore
 
     def _lodging(self) -> Lodging:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -195,6 +199,10 @@ class ZoOffload(Mezo):
     def computing(self) -> AbstractContextManager:
         """Every move made and every block written back; a forward pass fetches blocks one after the other."""
         return super().computing()
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the model as it is trained so far, block by block; see `labkit.zeroth.offload.load.save`."""
+        return save(self._model, folder)
 
     @torch.no_grad()
     def close(self) -> None:

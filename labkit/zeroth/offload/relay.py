@@ -23,7 +23,7 @@ from labkit.errors import LabError
 BEGIN, TAIL, END = -1, -2, -3  # places that are no piece: before the first, after the last, and done
 
 
-class _Abandoned(Exception):  # noqa: N818 - no error of its own: another thread has one
+class _Abandoned(Exception):
     """Another pass has failed."""
 
 
