@@ -130,7 +130,7 @@ class Engine:
             return
         piece = self.store.pieces[self._place]
         self.store.bind(piece)
-        changed = self._version > self.store.versions[piece.index] and bool(self._weights())
+        changed = self._version > self.store.versions[piece.index]
         self.slots.give(piece.index, self._version if write and changed else None, self._freed)
         self._place = BEGIN
 
@@ -143,8 +143,8 @@ class Engine:
         return self._found.trained[self._place][self._slot]
 
     def _catch_up(self, version: int) -> None:
-        if self._place >= 0 and version > self._version:
-            self.moves.make(self._weights(), self._version, version)
+        if self._place >= 0 and version > self._version and (weights := self._weights()):
+            self.moves.make(weights, self._version, version)
             self._version = version
 
     # Passes.
@@ -236,7 +236,7 @@ class Engine:
         self._enter(piece.index)
         self._place = piece.index
         self._catch_up(self.moves.made)
-        found = [p.detach().cpu() for p in self._found.parameters[piece.index][self._slot]]
+        found = [p.detach().to("cpu", copy=True) for p in self._found.parameters[piece.index][self._slot]]
         self._leave(False)
         return found
 
