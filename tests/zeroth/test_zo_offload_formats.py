@@ -70,7 +70,7 @@ def test_the_loss_in_eight_bits_is_within_the_first_order_of_the_rounding():
     pairs = zip(model.parameters(), coded.parameters(), strict=True)
     bound = sum(((p - q).abs() * p.grad.abs()).sum() for p, q in pairs if p.grad is not None).item()
     difference = abs(TASK.loss(coded, batch).item() - loss.item())
-    assert 0 < difference <= 1.1 * bound < 0.1
+    assert 0 < difference <= 1.1 * bound < 0.25 * loss.item()
     _, losses, common = pair("opt", 8)
     found = steps(offloaded(**common, transfer="int8"), MODELS["opt"](), 8)
     assert found != losses and found == pytest.approx(losses, abs=1.1 * bound)
@@ -107,6 +107,8 @@ def test_adapters_beside_a_coded_base_that_was_never_whole(transfer, tmp_path):
     torch.manual_seed(0)
     method = ZoOffloadLora(device="cpu", **COMMON, rank=2)
     assert steps(method, other, 4) == losses and method.engine.slots.downloads == 0
+    mezo.close()
+    method.close()
     trained = {n: p for n, p in model.named_parameters() if "lora" in n}
     assert trained and all(torch.equal(other.get_parameter(n), p) for n, p in trained.items())
 

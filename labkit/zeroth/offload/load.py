@@ -12,7 +12,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from labkit.errors import LabError
-from labkit.zeroth.offload.pieces import Entry, Piece, blocks, resident
+from labkit.zeroth import noise
+from labkit.zeroth.offload.pieces import Entry, Piece, blocks, cut, resident
 from labkit.zeroth.offload.store import Lodging, Store
 
 if TYPE_CHECKING:
@@ -61,20 +62,34 @@ def at_random(config: PretrainedConfig, dtype: torch.dtype, lodging: Lodging, se
     """
     torch.manual_seed(seed)
     model = frame(config, dtype, lodging.device)
-    std = float(getattr(config, "init_std", getattr(config, "initializer_range", 0.02)))
-
-    def fill(piece: Piece) -> list[Tensor]:
-        generator = torch.Generator(lodging.device).manual_seed(seed * 1_000_003 + piece.index)
-        return [_drawn(entry, std, generator) for entry in piece.entries]
-
-    return _stored(model, lodging, fill)
+    draw = _drawing(model, lodging.device, seed)
+    return _stored(model, lodging, lambda piece: [draw(entry) for entry in piece.entries])
 
 
-def _drawn(entry: Entry, std: float, generator: torch.Generator) -> Tensor:
-    value = torch.empty(entry.shape, dtype=entry.dtype, device=generator.device)
-    if len(entry.shape) > 1:
-        return value.normal_(0, std, generator=generator)
-    return value.fill_(float(entry.attribute == "weight"))
+def on_device(config: PretrainedConfig, dtype: torch.dtype, device: str, seed: int = 0) -> PreTrainedModel:
+    """The same model with all its weights on the device, made there."""
+    torch.manual_seed(seed)
+    model = frame(config, dtype, device)
+    draw = _drawing(model, device, seed)
+    for entry in [entry for piece in cut(model) for entry in piece.entries]:
+        entry.module._parameters[entry.attribute] = nn.Parameter(draw(entry))
+    return model
+
+
+def _drawing(model: nn.Module, device: str, seed: int) -> Callable[[Entry], Tensor]:
+    """What draws a parameter's values: the same ones in whatever pieces it travels."""
+    shape: Any = model.config
+    std = float(getattr(shape, "init_std", getattr(shape, "initializer_range", 0.02)))
+    names = {(id(m), a): f"{path}.{a}" for path, m in model.named_modules() for a in m._parameters}
+
+    def draw(entry: Entry) -> Tensor:
+        value = torch.empty(entry.shape, dtype=entry.dtype, device=device)
+        if len(entry.shape) < 2:
+            return value.fill_(float(entry.attribute == "weight"))
+        own, _ = noise.key(seed, names[id(entry.module), entry.attribute])
+        return value.normal_(0, std, generator=torch.Generator(device).manual_seed(own))
+
+    return draw
 
 
 def _stored(model: Any, lodging: Lodging, fill: Any) -> Any:
@@ -99,18 +114,12 @@ def from_checkpoint(folder: Path | str, dtype: torch.dtype, lodging: Lodging) ->
     names = _names(model)
     shelf.check({name: p.shape for name, p in model.named_parameters()}, names)
     with torch.no_grad():
-        for identity, p in resident(model, _cut_of(model, lodging)).items():
+        for identity, p in resident(model, cut(model, lodging.parts)).items():
             p.copy_(shelf.read(names[identity]))
     by_entry = {(id(m), a): names[id(p)] for m in model.modules() for a, p in m._parameters.items() if p is not None}
     return _stored(
         model, lodging, lambda piece: [shelf.read(by_entry[id(e.module), e.attribute]) for e in piece.entries]
     )
-
-
-def _cut_of(model: nn.Module, lodging: Lodging) -> list[Piece]:
-    from labkit.zeroth.offload.pieces import cut
-
-    return cut(model, lodging.parts)
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:

@@ -204,6 +204,11 @@ class ZoOffload(Mezo):
         """Write the model as it is trained so far, block by block; see `labkit.zeroth.offload.load.save`."""
         return save(self._model, folder)
 
+    def abandon(self) -> None:
+        """Give the device's memory back, the blocks as they are: of no use but to be thrown away."""
+        self._engine.close()
+        self._store.engine = None
+
     @torch.no_grad()
     def close(self) -> None:
         """Make every move, and take the hooks off. A model that was whole is so again, where it came from."""
