@@ -60,7 +60,13 @@ PUBLISHED: list[dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class Plan:
-    """The main model and length, its periods of writing back, batches, the others by dtype, timed steps, and after how many coded blocks are timed again."""
+    """What is measured.
+
+    Attributes:
+        model, seq_len, dtype, periods, batches: the main model, its words, its k, its batches beyond 1.
+        larger, grid, capped: other models; by dtype; by format, on a GPU of which only a part may be used.
+        timed, later: timed steps, and after how many steps coded blocks are timed once more.
+    """
 
     model: str
     seq_len: int
