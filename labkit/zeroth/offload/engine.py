@@ -76,7 +76,8 @@ class Engine:
         slot_bytes: int,
         write_back: int,
     ):
-        self.model, self.store, self.slots, self.moves = model, store, slots, moves
+        # Not the model: it is known by its store, which the hooks on its blocks lead to, and would never be freed.
+        self.store, self.slots, self.moves = store, slots, moves
         self.device, self.bus = slots.bus.device, slots.bus
         self._slot_bytes, self._every = slot_bytes, 0 if store.format.coded else write_back
         self.work = None
