@@ -85,7 +85,7 @@ _GRID = (*((m, "float16") for m in _SMALL), *((m, "float32") for m in ("opt-13b"
 _CAPPED = (("opt-175b", "nf4"), ("opt-66b", "int8"), ("opt-66b", ""), ("opt-175b", "int8"), ("opt-175b", ""))
 _GPU = Plan("opt-13b", 2048, "float16", (8, 4, 1, 2, 6, 16), (8, 2, 4), ("opt-30b",), _GRID, _CAPPED, 8, 16)
 _CPU = Plan("llama-3x64", 16, "float32", (1, 2), (2,), (), (("llama-2x64", "float16"),), (("llama-2x64", "nf4"),), 2, 4)
-CAP_GB = 24.0
+CAP_GB, CODED_TIMED = 24.0, 3
 
 
 def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
@@ -95,7 +95,9 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     plan, known = _CPU if scale.device == "cpu" else _GPU, list(done)
     for setting in settings(plan):
         if not is_in(setting, known):
-            known.append(row_of(setting, scale.device, plan.timed, known))
+            # Each step of coded blocks that train takes longer than the one before.
+            timed = min(plan.timed, CODED_TIMED) if setting.transfer else plan.timed
+            known.append(row_of(setting, scale.device, timed, known))
             yield known[-1]
 
 

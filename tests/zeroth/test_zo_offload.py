@@ -80,8 +80,13 @@ def test_what_is_computed_and_saved_between_steps_is_what_was_trained(restore, t
     assert same(model, other)
     method.step(BATCHES[3])
     method.save(tmp_path / "saved")
+    mezo, alone = Mezo(**common), MODELS["opt"]()
+    steps(mezo, alone, 3)
+    with mezo.computing():
+        mezo.step(BATCHES[3])
+    mezo.close()
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    assert same(saved, other) and not same(saved, model)
+    assert same(saved, alone) and not same(saved, model)
     method.close()
 
 

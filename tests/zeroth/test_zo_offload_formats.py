@@ -44,15 +44,16 @@ def test_a_coded_block_is_as_near_as_its_book_allows(transfer, most):
         assert not torch.equal(p, q)
 
 
-@pytest.mark.parametrize("restore", ["exact", "walk"])
-@pytest.mark.parametrize(("transfer", "dtype"), [("int8", torch.float16), ("nf4", torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    ("transfer", "dtype", "restore"), [("int8", torch.float16, "exact"), ("nf4", torch.float32, "walk")], ids=str
+)
 def test_updates_are_exact_beside_the_coded_base(transfer, dtype, restore):
     """All moves are made anew at each upload; together they are MeZO on the rounded weights, bit for bit."""
-    model = rounded(MODELS["opt"]().to(dtype), transfer)
+    model = rounded(MODELS["llama"]().to(dtype), transfer)
     mezo = Mezo(**COMMON, restore=restore)
     losses = steps(mezo, model, 4)
     mezo.close()
-    method, other = offloaded(**COMMON, transfer=transfer, restore=restore), MODELS["opt"]().to(dtype)
+    method, other = offloaded(**COMMON, transfer=transfer, restore=restore), MODELS["llama"]().to(dtype)
     assert steps(method, other, 4) == losses
     assert method.engine.slots.downloads == 0
     with method.computing():
@@ -71,8 +72,8 @@ def test_the_loss_in_eight_bits_is_within_the_first_order_of_the_rounding():
     bound = sum(((p - q).abs() * p.grad.abs()).sum() for p, q in pairs if p.grad is not None).item()
     difference = abs(TASK.loss(coded, batch).item() - loss.item())
     assert 0 < difference <= 1.1 * bound < 0.25 * loss.item()
-    _, losses, common = pair("opt", 8)
-    found = steps(offloaded(**common, transfer="int8"), MODELS["opt"](), 8)
+    _, losses, common = pair("opt", 5)
+    found = steps(offloaded(**common, transfer="int8"), MODELS["opt"](), 5)
     assert found != losses and found == pytest.approx(losses, abs=1.1 * bound)
 
 
@@ -100,13 +101,13 @@ def test_adapters_beside_a_coded_base_that_was_never_whole(transfer, tmp_path):
     model = rounded(MODELS["llama"](), transfer)
     torch.manual_seed(0)
     mezo = MezoLora(**COMMON, rank=2)
-    losses = steps(mezo, model, 4)
+    losses = steps(mezo, model, 3)
     other = from_checkpoint(tmp_path, torch.float32, Lodging(transfer=transfer))
     travel = {id(e.module) for piece in Store.of(other).pieces for e in piece.entries}
     assert all(p.untyped_storage().nbytes() <= 4 for m in other.modules() if id(m) in travel for p in m.parameters())
     torch.manual_seed(0)
     method = ZoOffloadLora(device="cpu", **COMMON, rank=2)
-    assert steps(method, other, 4) == losses and method.engine.slots.downloads == 0
+    assert steps(method, other, 3) == losses and method.engine.slots.downloads == 0
     mezo.close()
     method.close()
     trained = {n: p for n, p in model.named_parameters() if "lora" in n}
@@ -175,11 +176,10 @@ def test_padding_does_not_count_and_the_loss_is_transformers(padded):
     torch.testing.assert_close(found, output.loss, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("restore", ["exact", "walk"])
-@pytest.mark.parametrize("name", ["opt", "opt-untied"])
+@pytest.mark.parametrize(("name", "restore"), [("llama", "walk"), ("opt", "exact"), ("opt-untied", "walk")])
 def test_such_a_head_trains_alike_with_blocks_offloaded(name, restore):
     """A head tied to the embedding too: its rows are made in parts, and the whole of it moves once."""
-    task, batch, found = NextToken(words=24, tokens=5), text(), []
+    task, batch, found = NextToken(words=6, tokens=5), text(vocabulary=16), []
     for method in (Mezo(**COMMON, restore=restore), offloaded(**COMMON, restore=restore, parts=3)):
         model = MODELS[name]()
         method.prepare(model, task, 3)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -265,3 +266,14 @@ def test_a_model_that_was_made_in_pieces_can_be_saved_untrained(tmp_path):
     model = at_random(micro_opt().config, torch.float16, Lodging(parts=3), seed=3)
     again = from_checkpoint(save(model, tmp_path / "saved", 30_000), torch.float16, Lodging())
     assert same(model, again) and len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+
+
+def test_a_model_that_nobody_has_is_gone():
+    """Trained and not closed: hooks, store and engine refer to each other, and to nothing that stays."""
+    model = at_random(micro_opt().config, torch.float32, Lodging())
+    method = offloaded(**COMMON)
+    steps(method, model, 1)
+    flat = weakref.ref(Store.of(model))
+    del model, method
+    gc.collect()
+    assert flat() is None

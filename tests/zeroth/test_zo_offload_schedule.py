@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from offloads import BATCHES, COMMON, MODELS, TASK, micro_opt, offloaded, steps
@@ -16,14 +18,15 @@ from labkit.zeroth.offload.simulate import SimulatedBus
 MS = 1e6  # bytes of a copy of one millisecond, at 1 GB/s
 
 
-def run(count: int, compute: float, copy: float = 1.0, overlap: bool = True, layers: int = 4, **settings):
-    """Steps of which a pass over a block takes `compute` ms and a copy `copy` ms; the method and the bus."""
-    model = micro_opt(layers=layers)
+def run(count: int, compute: float, copy: float = 1.0, overlap: bool = True, head: float = 0.0, **settings):
+    """Steps of 4 blocks, each pass over one `compute` ms and each copy `copy` ms; the method and the bus."""
+    model = micro_opt(layers=4)
     nbytes = offloaded(**COMMON)
     nbytes.prepare(model, TASK, 1)
     size = nbytes.engine.store.largest[0]
     nbytes.close()
-    bus = SimulatedBus(size / MS / copy, lambda name: compute if name.startswith("block") else 0.0, overlap)
+    lasts = {"block": compute, "head": head}
+    bus = SimulatedBus(size / MS / copy, lambda name: lasts.get(name.split()[0], 0.0), overlap)
     method = offloaded(**COMMON, bus=bus, **settings)
     steps(method, model, count)
     return method, bus
@@ -37,11 +40,11 @@ def blocks(bus, lane):
 
 def test_the_order_is_algorithm_1s():
     """U(i + 1), C(i) and O(i − 1) at the same time, each only after what it needs."""
-    method, bus = run(1, compute=1.0, copy=1.0, write_back=1)
+    method, bus = run(1, compute=1.0, copy=1.0, head=0.5, write_back=1)
     method.step(BATCHES[1])  # the second step is the first with something to write back
     begin = method.engine.slots.uploads // method.engine.store.largest[0]
     ups, downs, passes = blocks(bus, UPLOAD), blocks(bus, DOWNLOAD), blocks(bus, COMPUTE)
-    assert [n for n, *_ in ups] == [n % 4 for n in range(begin)]
+    assert [n for n, *_ in ups] == [n % 4 for n in range(begin)] and begin == 2 * 4 + 3
     assert [n for n, *_ in passes] == [n for n in range(4) for _ in "+-"] * 2
     assert [n for n, *_ in downs] == [0, 1, 2, 3]
     second = passes[8:]
@@ -55,6 +58,8 @@ def test_the_order_is_algorithm_1s():
         lane for lane, found in ((UPLOAD, ups), (DOWNLOAD, downs)) for _, a, b in found if _overlap((a, b), middle)
     ]
     assert set(inside) == {UPLOAD, DOWNLOAD}
+    head = [s for s in bus.timeline.spans() if s.name.startswith("head")][-2:]
+    assert downs[3][1] == head[0].start_ms == second[-1][2], "the last block goes while the head computes"
     following = min(a for n, a, _ in ups[8:])
     assert following < second[-1][2], "the next step's blocks come while this one computes"
 
@@ -103,9 +108,13 @@ def test_bytes_on_the_bus_and_on_the_device(write_back, parts):
     slots, store = method.engine.slots, method.engine.store
     travel = sum(map(len, store.payloads))
     up, down = slots.uploads, slots.downloads
+    went = [down]
     for n in range(4):
         method.step(BATCHES[n])
-    assert slots.uploads - up == 4 * travel and slots.downloads - down == 4 // write_back * travel
+        went.append(slots.downloads)
+    assert slots.uploads - up == 4 * travel and went[-1] - down == 4 // write_back * travel
+    each = [b - a for a, b in pairwise(went)]
+    assert max(each) - min(each) <= max(map(len, store.payloads)), "evenly spread over the steps"
     moves = [method._moves.made - version for version in store.versions]
     assert max(moves) <= write_back + 1
     stays = sum(p.numel() * p.element_size() for p in method._rest)

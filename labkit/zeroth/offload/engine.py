@@ -76,13 +76,15 @@ class Engine:
         slot_bytes: int,
         write_back: int,
     ):
-        self.model, self.store, self.slots, self.moves = model, store, slots, moves
+        # Not the model: it is known by its store, which the hooks on its blocks lead to, and would never be freed.
+        self.store, self.slots, self.moves = store, slots, moves
         self.device, self.bus = slots.bus.device, slots.bus
         self._slot_bytes, self._every = slot_bytes, 0 if store.format.coded else write_back
         self.work = None
         if store.format.coded:
             self.work = torch.empty(store.largest[1], dtype=torch.uint8, device=self.device)
         self._found = _Found(store, [*slots.places] if self.work is None else [self.work], weights)
+        self._phases = phases([len(payload) for payload in store.payloads], self._every)
         self._resident, self._resident_version = self._found.rest, moves.made
         self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
         self._relay: Relay | None = None
@@ -135,8 +137,10 @@ class Engine:
         self._place = BEGIN
 
     def _due(self) -> bool:
-        """Whether this is the upload of a piece at which it is written back: each has its own, evenly spread."""
-        return self._relay is not None and self._every > 0 and (self._sweeps + self._place) % self._every == 0
+        """Whether this is the upload of a piece at which it is written back."""
+        if self._relay is None or not self._every or self._place < 0:
+            return False
+        return (self._sweeps + self._phases[self._place]) % self._every == 0
 
     def _weights(self) -> list[Weight]:
         """Of the piece that is here, what trains."""
@@ -246,6 +250,15 @@ class Engine:
         self._hooks.close()
         self.slots.close()
         self.work = None
+
+
+def phases(sizes: Sequence[int], count: int) -> list[int]:
+    """For each piece the one of `count` steps in which it is written back, so that all write about as many bytes."""
+    sums, found = [0] * max(1, count), []
+    for size in sizes:
+        found.append(sums.index(min(sums)))
+        sums[found[-1]] += size
+    return found
 
 
 class _Found:

@@ -87,7 +87,7 @@ class HostMemory:
     """
 
     def __init__(self, pin: bool):
-        self.nbytes = 0
+        self.nbytes, self._patience = 0, PATIENCE_S
         # The list outlives this object as long as it has to: memory is unpinned before it is unmapped.
         self._pinned: list[Tensor] = []
         self._pin = pin
@@ -121,7 +121,7 @@ class HostMemory:
 
     def _one(self, number: int, size: int, fill: Callable[[int, Tensor], None], workers: int) -> Tensor:
         if declared() is not None:
-            _wait_for(workers * size + GIB)
+            self._wait_for(workers * size + GIB)
         length = max(PAGE, -(-size // PAGE) * PAGE)
         try:
             mapping = mmap.mmap(-1, length)
@@ -142,19 +142,18 @@ class HostMemory:
             raise LabError(cause, _LESS)
         self._pinned.append(flat)
 
+    def _wait_for(self, nbytes: int) -> None:
+        """Give a machine that grows the time to; where it does not, go on: it was said to have the memory."""
+        while room() < nbytes and self._patience > 0:
+            time.sleep(0.1)
+            self._patience -= 0.1
+
     def bus(self, bus: Bus) -> Bus:
         """The bus that pieces of this memory take."""
         return bus
 
 
 _LESS = 'Close other programs, or use fewer bits (transfer="int8") or a file (folder="…").'
-
-
-def _wait_for(nbytes: int) -> None:
-    """Give a machine that grows the time to."""
-    until = time.monotonic() + PATIENCE_S
-    while room() < nbytes and time.monotonic() < until:
-        time.sleep(0.1)
 
 
 class _Promised(Ticket):

@@ -95,6 +95,8 @@ class ZoOffload(Mezo):
             store.engine.settle()
             store.engine.close()
         device = torch.device(store.lodging.device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         self._move_rest(model, device)
         weights = self._weights_of(model, store)
         check_scale([w for w in weights if w.tensor.is_contiguous()], self.perturbation_scale, self.seed)

@@ -57,7 +57,7 @@ class Relay:
                 self._wait(number)
                 if number and stream is not None:
                     # The current device and stream are each thread's own.
-                    torch.cuda.set_device(device)
+                    torch.cuda.set_device(stream.device)
                     torch.cuda.set_stream(stream)
                 with torch.no_grad():
                     results[number] = works[number]()
@@ -85,6 +85,11 @@ class Relay:
             self._wait(me)
 
     def _hand_on(self, me: int, place: int) -> None:
+        # What a pass sees in place of the weights is not for what is done to them in between.
+        with torch._C.DisableTorchFunction():
+            self._go_on(me, place)
+
+    def _go_on(self, me: int, place: int) -> None:
         self.places[me] = place
         following = (me + 1) % len(self.places)
         if following == 0:
