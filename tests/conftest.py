@@ -70,12 +70,23 @@ def group_of(path: str, nodeid: str) -> str:
     return f"{path}:{lesson[1]}" if path in BY_LESSON and lesson else path
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep groups together where several processes share the tests (pytest-xdist).
+
+    Its own way, a mark on each test that becomes a part of the test's name, does nothing under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid.partition("::")[0], nodeid) or nodeid
+
+    return ByGroup(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def pytest_collection_modifyitems(items):
-    """Skip tests marked `gpu` where torch finds no CUDA device, and say so; group all for `--dist loadgroup`."""
-    for item in items:
-        path = item.nodeid.partition("::")[0]
-        if group := group_of(path, item.nodeid):
-            item.add_marker(pytest.mark.xdist_group(group))
+    """Skip tests marked `gpu` where torch finds no CUDA device, and say so."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and (reason := _no_gpu()):
         for item in marked:

@@ -229,13 +229,8 @@ def _report(book: Book, lab: Lab, store: Store, failures: dict[str, str], termin
     paths = export.write(folder, lab, table)
     if graded:
         paths += _summary(folder, lab, store.name, graded, len(table))
-    pages = feedback(book, lab, store, [row.student for row in graded])
     waiting = [row.student for row in graded if row.waits]
     terminal.print(f"[green]✓[/] {_count(len(graded), 'mark')} in {', '.join(map(str, paths))}", soft_wrap=True)
-    terminal.print(
-        f"[green]✓[/] {_count(len(pages), 'feedback page')} in {book.root / 'feedback'}/STUDENT/{store.name}",
-        soft_wrap=True,
-    )
     if waiting:
         terminal.print(
             f"A person has still to mark: {_names(waiting)}. Open the formgrader, then run labkit grade {store.name}.",
@@ -247,6 +242,11 @@ def _report(book: Book, lab: Lab, store: Store, failures: dict[str, str], termin
             f"(see {store.outcomes / student}.failed.txt)",
             soft_wrap=True,
         )
+    pages = feedback(book, lab, store, [row.student for row in graded])
+    terminal.print(
+        f"[green]✓[/] {_count(len(pages), 'feedback page')} in {book.root / 'feedback'}/STUDENT/{store.name}",
+        soft_wrap=True,
+    )
     return FAILED if failures else 0
 
 

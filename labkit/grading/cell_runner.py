@@ -151,7 +151,9 @@ class Runner:
             watch = self.watch = self.watch or Watch(self.library)
             before = watch.values()
             try:
-                return answer(*args, **kwargs)
+                found = answer(*args, **kwargs)
+                self._note_lax((found, args, kwargs))
+                return found
             finally:
                 self._note_changes(watch.mend(before))
 
@@ -167,6 +169,11 @@ class Runner:
             self.odd.append("a thread of the answer goes on after its cell.")
         if found := classes.deceptive():
             self.odd.append(f"an answer's class says itself how it compares ({', '.join(found[:3])}).")
+
+    def _note_lax(self, values: Any) -> None:
+        """Of what an answer returns, and may have put into what it was given."""
+        if self.classes is not None and (told := self.classes.lax(values, self.lab.values())):
+            self.odd.append(f"an answer returned what compares in a way of its own ({told}).")
 
     def _note_changes(self, changed: list[str]) -> None:
         if changed:

@@ -172,19 +172,25 @@ def feedback(book: Book, lab: Lab, store: Store, students: Collection[str]) -> d
     run(converter)
     paths = {student: book.root / "feedback" / student / name / f"{NOTEBOOK}.html" for student in students}
     written = {student: path for student, path in paths.items() if path.is_file()}
-    for student, path in written.items():
-        _keep_secrets(lab, path, book.root / "submitted" / student / name / f"{NOTEBOOK}.ipynb")
+    _keep_secrets(book, lab, written)
     return written
 
 
-def _keep_secrets(lab: Lab, page: Path, submitted: Path) -> None:
-    """Take a page away that shows a line of a solution or of a hidden test which its student has not written.
+def _keep_secrets(book: Book, lab: Lab, written: dict[str, Path]) -> None:
+    """Take each page away that shows a line of a solution or of a hidden test which its student has not written.
 
     Raises:
-        LabError: it did.
+        LabError: some did; the others stay.
     """
-    theirs = readable(submitted.read_text(encoding="utf-8"))
-    if leaked := leaks(lab, page.read_text(encoding="utf-8"), own=theirs):
-        page.unlink()
-        cause = f"The feedback page of {page.parent.parent.name} would show: {leaked[0]}"
+    found = {}
+    for student, page in written.items():
+        submitted = book.root / "submitted" / student / lab.path.parent.name / f"{NOTEBOOK}.ipynb"
+        theirs = readable(submitted.read_text(encoding="utf-8"))
+        if leaked := leaks(lab, page.read_text(encoding="utf-8"), own=theirs):
+            page.unlink()
+            found[student] = leaked[0]
+    if found:
+        student, line = next(iter(found.items()))
+        more = f" (and {len(found) - 1} more page(s) such lines)" if len(found) > 1 else ""
+        cause = f"The feedback page of {student} would show: {line}{more}"
         raise LabError(cause, "Look for it in the messages of the lab's tests, and grade again.")

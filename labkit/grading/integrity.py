@@ -6,13 +6,15 @@ torch and labkit; `mend` puts back what changed and says what it was. A `Watch` 
 for what tests lean on, because a change could undo itself before the test ends. Both let pass what libraries do to
 themselves: a function replaced by one of a library's own that bears its name.
 
-`deceptive` finds classes of an answer that define how they compare: equal to everything is equal to nothing.
+`deceptive` finds classes of an answer that define how they compare, and `lax` finds them, or a library's, in what an
+answer returns: equal to everything is equal to nothing.
 """
 
 # ruff: noqa: SIM905 (a long list of names is easier to read as words)
 from __future__ import annotations
 
 import builtins
+import itertools
 import operator
 import signal
 import sys
@@ -37,6 +39,10 @@ _HOOKS = (  # what a class does, against what it only counts or remembers
     property,
     classmethod,
     staticmethod,
+)
+_PLAIN = frozenset(  # packages whose classes are equal only to their equals
+    "builtins torch numpy labkit transformers collections fractions decimal datetime pathlib enum types functools"
+    " __main__".split()
 )
 _MISSING = object()
 _SHADOWS = frozenset(vars(builtins))  # a module's own name goes before Python's
@@ -170,26 +176,34 @@ class Classes:
         self.alive = set(_all_classes())
 
     def deceptive(self) -> list[str]:
-        """New classes that no library made and that say themselves how they compare or convert: `Class.__eq__`."""
+        """New classes of answers that say themselves how they compare or convert: `Class.__eq__`."""
         found = []
         for cls in _all_classes():
-            if cls in self.alive or self._is_a_librarys(cls):
-                continue
-            own = type.__getattribute__(cls, "__dict__")
-            found += [f"{cls.__name__}.{key}" for key in _COMPARES if key in own and not self._is_given(cls, own[key])]
+            if cls not in self.alive:
+                own = type.__getattribute__(cls, "__dict__")
+                found += [f"{cls.__name__}.{key}" for key in _COMPARES if key in own and self._is_answers(own[key])]
         return found
 
-    def _is_a_librarys(self, cls: type) -> bool:
-        module = sys.modules.get(cls.__module__)
-        path = getattr(module, "__file__", None) or ""
-        return path.startswith(self.library) and getattr(module, cls.__qualname__, None) is cls
+    def _is_answers(self, value: Any) -> bool:
+        code = getattr(getattr(value, "__func__", value), "__code__", None)
+        return code is not None and not code.co_filename.startswith(("<string>", "<frozen", *self.library))
 
-    def _is_given(self, cls: type, value: Any) -> bool:
-        """Whether a library wrote this function (what dataclasses and named tuples make has no file), or C its slot."""
-        code = getattr(value, "__code__", None)
-        if code is not None:
-            return code.co_filename.startswith(self.library) or code.co_filename == "<string>"
-        return getattr(value, "__objclass__", None) is cls
+    def lax(self, value: Any, labs: Collection[Any] = (), depth: int = 5) -> str:
+        """The first class in a value that compares in a way that is not Python's, torch's or the lab's; '' for none.
+
+        Of containers, the first thousand elements are looked at. `labs` are the lab's own global objects.
+        """
+        kind = type(value)
+        for key in ("__eq__", "__ne__"):
+            definer = next(c for c in kind.__mro__ if key in type.__getattribute__(c, "__dict__"))
+            known = definer in self.alive and definer.__module__.partition(".")[0] in _PLAIN
+            if not (definer is object or known or any(definer is own for own in labs)):
+                return f"{kind.__name__}.{key}"
+        if depth and issubclass(kind, dict | list | tuple | set | frozenset):
+            inner = [*value.keys(), *value.values()] if issubclass(kind, dict) else value
+            some = itertools.islice(inner, 1000)
+            return next((told for item in some if (told := self.lax(item, labs, depth - 1))), "")
+        return ""
 
 
 def _is_watched(value: Any) -> bool:

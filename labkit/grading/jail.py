@@ -47,10 +47,14 @@ _UNWELCOME = frozenset(
     "__globals__ __closure__ __code__ __builtins__ __subclasses__ __getattribute__ __setattr__ __delattr__ __dict__"
     " __loader__ __spec__ __wrapped__ __func__ __self__ __kwdefaults__ __traceback__ __import__ __bases__ __mro__"
     " f_back f_locals f_globals f_code f_builtins tb_frame tb_next gi_frame gi_code cr_frame cr_code ag_frame"
-    " cell_contents currentframe _getframe addaudithook".split()
+    " cell_contents currentframe _getframe addaudithook attrgetter methodcaller getattr_static _current_frames"
+    " __array_interface__ __array_struct__ stride_tricks ctypeslib get_stack".split()
 )
 _UNWELCOME_NAMES = _UNWELCOME | frozenset("vars globals locals eval exec compile __import__".split())
-_UNWELCOME_IMPORTS = frozenset("builtins ctypes _ctypes gc importlib inspect signal".split())
+_UNWELCOME_IMPORTS = frozenset(
+    "builtins ctypes _ctypes gc importlib inspect signal _signal pickle _pickle marshal code codeop runpy pdb bdb trace"
+    " IPython ipykernel cffi multiprocessing _testcapi test torch.fx torch.utils.cpp_extension".split()
+)
 
 
 class ForbiddenError(RuntimeError):
@@ -74,19 +78,27 @@ def unwelcome(code: str) -> list[str]:
 
 def _unwelcome_in(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Attribute):
-        of_sys = isinstance(node.value, ast.Name) and node.value.id == "sys" and node.attr == "modules"
-        return ["sys.modules"] if of_sys else [node.attr] if node.attr in _UNWELCOME else []
+        is_modules = isinstance(node.value, ast.Name) and (node.value.id, node.attr) == ("sys", "modules")
+        return ["sys.modules"] if is_modules else [node.attr] if node.attr in _UNWELCOME else []
     if isinstance(node, ast.Name):
         return [node.id] if node.id in _UNWELCOME_NAMES else []
     if isinstance(node, ast.Constant):
         return [node.value] if isinstance(node.value, str) and node.value in _UNWELCOME else []
+    if isinstance(node, ast.MatchClass):
+        return [name for name in node.kwd_attrs if name in _UNWELCOME]
     if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names if alias.name.partition(".")[0] in _UNWELCOME_IMPORTS]
+        return [alias.name for alias in node.names if _is_unwelcome_module(alias.name)]
     if isinstance(node, ast.ImportFrom):
-        module = (node.module or "").partition(".")[0]
-        inner = [f"sys.{a.name}" for a in node.names if module == "sys" and a.name in _UNWELCOME | {"modules"}]
-        return [module] if module in _UNWELCOME_IMPORTS else inner
+        module = node.module or ""
+        inner = [a.name for a in node.names if a.name in _UNWELCOME or (module, a.name) == ("sys", "modules")]
+        inner += [full for a in node.names if _is_unwelcome_module(full := f"{module}.{a.name}")]
+        return [module] if _is_unwelcome_module(module) else inner
     return []
+
+
+def _is_unwelcome_module(name: str) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in _UNWELCOME_IMPORTS for count in range(1, len(parts) + 1))
 
 
 def guarded_builtins(names: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from nbformat.v4 import new_notebook
 from nbgrader.plugins import BasePlugin
@@ -52,22 +54,27 @@ def set_due(book: Book, lab: str, when: datetime | None) -> None:
 
 
 def due(text: str) -> datetime | None:
-    """The date that a teacher writes: `2026-12-01`, `2026-12-01 18:00`, with or without a zone; 'none' for no date.
+    """The date that a teacher writes: `2026-12-01`, `2026-12-01 18:00`, `2026-12-01 18:00 Europe/Vienna`, or 'none'.
 
     A day without a time ends with the day. Without a zone it is this machine's.
 
     Raises:
-        LabError: the text is no date.
+        LabError: the text is no date, or names no zone.
     """
     if text.strip().lower() == "none":
         return None
+    date = text.strip()
+    if named := re.fullmatch(r"(.+) ([A-Za-z][\w+/-]*)", date):
+        date = named[1].strip()
     try:
-        when = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise LabError(f"{text!r} is no date.", "Write it as 2026-12-01 or '2026-12-01 18:00'.") from None
-    if len(text.strip()) <= len("2026-12-01"):
+        zone = ZoneInfo(named[2]) if named else None
+        when = datetime.fromisoformat(date)
+    except (ValueError, ZoneInfoNotFoundError):
+        example = "2026-12-01, '2026-12-01 18:00' or '2026-12-01 18:00 Europe/Vienna'"
+        raise LabError(f"{text!r} is no date.", f"Write it as {example}.") from None
+    if len(date) <= len("2026-12-01"):
         when = when.replace(hour=23, minute=59, second=59)
-    return when.astimezone()
+    return when.replace(tzinfo=zone) if zone else when.astimezone()
 
 
 def reassess(book: Book, lab: str) -> None:

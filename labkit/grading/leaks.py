@@ -40,7 +40,7 @@ def leaks(lab: Lab, text: str, own: str = "") -> list[str]:
     seen = readable(text)
     secret = secrets_of(lab)
     mine, squeezed = _squeezed(own), _squeezed(seen)
-    found = [marker for marker in MARKERS if marker in seen]
+    found = [marker for marker in MARKERS if marker in seen and _squeezed(marker) not in mine]
     return found + sorted(line for line in secret if _squeezed(line) in squeezed and _squeezed(line) not in mine)
 
 

@@ -29,6 +29,7 @@ import os
 import random
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,7 +48,7 @@ def main() -> None:
     jobs = [json.loads(line) for line in lines]
     for job in _branch(report, head, jobs) if len(jobs) > 1 else jobs:
         _reset()
-        namespace: dict[str, Any] = {"__name__": "__main__"}
+        namespace = _world()
         for label, code in head["cells"]:
             _run_for(report, head, job, (label, code), namespace)
         _send(report, job["variant"], "", event="done")
@@ -62,12 +63,12 @@ def _branch(report: TextIO, head: dict[str, Any], jobs: list[Job]) -> list[Job]:
     changed, left = [job for job in jobs if job["codes"]], []
     same = [job for job in jobs if not job["codes"]]
     results: Results = {}
-    for _ in _own_cells(report, head, same or jobs, {}, results):
+    for _ in _own_cells(report, head, same or jobs, _world(), results):
         pass
     for job in same:
         _send_results(report, job, [label for label, _ in head["cells"]], results)
         _send(report, job["variant"], "", event="done")
-    namespace: dict[str, Any] = {}
+    namespace = _world()
     for place, (label, _) in enumerate(_own_cells(report, head, changed, namespace, results) if changed else ()):
         for job in [job for job in changed if label in job["codes"]]:
             changed.remove(job)
@@ -85,11 +86,17 @@ def _own_cells(
 ) -> Iterator[list[str]]:
     """Give each of the lab's own cells, and run it afterwards; the first job that still waits answers for it."""
     _reset()
-    namespace["__name__"] = "__main__"
     for label, code in head["cells"]:
         yield [label, code]
         _send(report, waiting[0]["variant"], label, event="start")
         results[label] = _run(label, code, namespace, head["graded"].get(label))
+
+
+def _world() -> dict[str, Any]:
+    """The global names of a notebook: those of `__main__`, where a lab that starts processes looks its functions up."""
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    return vars(module)
 
 
 def _is_alone() -> bool:

@@ -32,8 +32,7 @@ def grades_figure(scores: Sequence[float], most: float, shares: Shares) -> Figur
     left.yaxis.get_major_locator().set_params(integer=True)
     left.set_title(_half(scores))
     percent = {name: 100 * mean(values) for name, values in shares.items() if values}
-    lowest = min(percent.values(), default=0.0)
-    colours = [PALETTE["orange" if value == lowest else "sky"] for value in percent.values()]
+    colours = [PALETTE["orange" if _hardest(shares).endswith(f": {name}") else "sky"] for name in percent]
     right.barh(list(percent), list(percent.values()), color=colours)
     for place, value in enumerate(percent.values()):
         right.text(value, place, f" {value:.0f} %", va="center", fontsize="small")
@@ -59,7 +58,9 @@ def _half(scores: Sequence[float]) -> str:
 
 
 def _hardest(shares: Shares) -> str:
-    means = {name: mean(values) for name, values in shares.items() if values}
+    # One that a person has marked for a few only says nothing of the class.
+    most = max(map(len, shares.values()), default=0)
+    means = {name: mean(values) for name, values in shares.items() if values and len(values) == most}
     if not means:
         return "Nothing is marked yet"
     name = min(means, key=lambda key: means[key])

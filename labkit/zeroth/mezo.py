@@ -146,15 +146,22 @@ class Mezo:
         self._check()
         self.choose(model, task)
         self._model, self._task, self._steps = model.eval(), task, steps
-        self._weights = trained(model)
-        check_scale(self._weights, self.perturbation_scale, self.seed)
-        self._restore = restore_of(self.restore, self._weights, self.slot_mib)
+        self._weights, self._restore = self._begin(model)
         self.meeting = exchange.meeting(self.ranks, self._weights[0].tensor.device)
         if self.restore == "walk" and self.meeting.world_size > 1 and self.ranks == "directions":
             cause = "Ranks that walk in directions of their own round their weights differently."
             raise LabError(cause, 'Use restore="exact", or ranks="batch".')
         self.record = Trajectory(self._header(), self.trajectory or None, writes=self.meeting.rank == 0)
         self._recorded, self._done, self._last = list(self.record.steps()), 0, dict[str, float]()
+
+    def _begin(self, model: torch.nn.Module) -> tuple[list[Weight], Restore]:
+        """What trains, and the way to compute beside it."""
+        weights = trained(model)
+        check_scale(weights, self.perturbation_scale, self.seed)
+        return weights, restore_of(self.restore, weights, self.slot_mib)
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self._weights)
 
     def _check(self) -> None:
         """Raise LabError for settings out of range."""
@@ -177,7 +184,7 @@ class Mezo:
             "objective": self.objective if isinstance(self.objective, str) else self.objective.__name__,
             "directions": self.directions * apart,
             "steps": self._steps,
-            "fingerprint": fingerprint(self._weights),
+            "fingerprint": self._fingerprint(),
         }
 
     def _settings(self) -> tuple[float, float]:
@@ -185,13 +192,16 @@ class Mezo:
         factor = SCHEDULES[self.schedule](self._done / self._steps)
         return rounded(self.learning_rate * factor), rounded(self.weight_decay)
 
-    def _evaluate(self, seed: int, batch: Batch) -> exchange.Told:
-        """The objective on both sides of w."""
-        sides = []
-        for side in (self.perturbation_scale, -self.perturbation_scale):
-            with self._restore.at([(seed, side)]):
-                sides.append(float(self._objective(self._model, self._task, batch)))
-        return exchange.Told(seed, sides[0], sides[1], len(batch.labels))
+    def _evaluate(self, seeds: list[int], batch: Batch) -> list[tuple[float, float]]:
+        """The objective on both sides of w, in each direction."""
+        found = []
+        for seed in seeds:
+            sides = []
+            for side in (self.perturbation_scale, -self.perturbation_scale):
+                with self._restore.at([(seed, side)]):
+                    sides.append(float(self._objective(self._model, self._task, batch)))
+            found.append((sides[0], sides[1]))
+        return found
 
     def _row(self, told: exchange.Told, merged: int) -> Row:
         g = rounded((told.plus - told.minus) / (2 * self.perturbation_scale))
@@ -205,7 +215,9 @@ class Mezo:
         first = self.meeting.rank * self.directions if self.ranks == "directions" else 0
         own = self.meeting.share(batch)
         numbers = range(first, first + self.directions)
-        told = [self._evaluate(direction_seed(self.seed, self._done, number), own) for number in numbers]
+        seeds = [direction_seed(self.seed, self._done, number) for number in numbers]
+        sides = zip(seeds, self._evaluate(seeds, own), strict=True)
+        told = [exchange.Told(seed, plus, minus, len(own.labels)) for seed, (plus, minus) in sides]
         return [self._row(each, merged) for each in self.meeting.tell(told)]
 
     @torch.no_grad()

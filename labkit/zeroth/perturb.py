@@ -11,7 +11,7 @@ grows with the tensor. A slice of a tensor, or some of its rows, get the z that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,25 +43,29 @@ class Weight:
     aliases: frozenset[int]
 
 
-def trained(model: nn.Module) -> list[Weight]:
+def trained(model: nn.Module, without: Collection[int] = ()) -> list[Weight]:
     """The model's trained tensors, each once, sorted by name: the order of registration plays no part.
 
     Parameters that require no gradient, and those that hold integers, are left out.
+
+    Args:
+        without: `id` of parameters that are left out too.
 
     Raises:
         LabError: where nothing trains, or a tensor is not contiguous.
     """
     found: dict[tuple, list[tuple[str, nn.Parameter]]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
-        if p.is_floating_point() and p.numel():
-            found.setdefault((p.data_ptr(), p.dtype, p.shape, p.stride()), []).append((name, p))
+        if p.is_floating_point() and p.numel() and id(p) not in without:
+            # A tensor without memory (on the device "meta") has no address to be known by.
+            found.setdefault((p.data_ptr() or id(p), p.dtype, p.shape, p.stride()), []).append((name, p))
     weights = []
     for group in found.values():
         if any(p.requires_grad for _, p in group):
             name, tensor = min(group, key=lambda pair: pair[0])
             aliases = frozenset(id(p) for _, p in group)
             weights.append(Weight(name, tensor.detach(), tensor.dim() >= 2, aliases))
-    if not weights:
+    if not weights and not without:
         raise LabError("Nothing of this model trains.", "Set requires_grad on the parameters that should.")
     if strange := [w.name for w in weights if not w.tensor.is_contiguous()]:
         raise LabError(f"{strange[0]} is not contiguous in memory.", "Assign `p.data = p.data.contiguous()`.")

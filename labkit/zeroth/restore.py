@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -58,8 +59,30 @@ class Restore(Protocol):
         """Whether the parameters are something else than w now."""
 
 
+@dataclass(frozen=True)
+class Pass:
+    """w ← round(keep w + Σ scale · z): one move of all weights, with one rounding.
+
+    Attributes:
+        terms, keep: of tensors that decay acts on.
+        plain: the terms of the others, of which all is kept.
+    """
+
+    terms: Terms
+    keep: float
+    plain: Terms
+
+    def apply(self, w: Weight) -> None:
+        """Make the move with one tensor."""
+        perturb.add_(w.tensor, w.name, *((self.terms, self.keep) if w.decayed else (self.plain, 1.0)))
+
+
 class Perturbed(TorchFunctionMode):
     """While it is on, torch functions find w + Σ scale · z in place of the trained tensors.
+
+    Attributes:
+        terms, known: seed and scale of each direction, and what is trained by `id` of each parameter; may change
+            from one function to the next.
 
     Args:
         weights: what is trained.
@@ -69,39 +92,49 @@ class Perturbed(TorchFunctionMode):
 
     def __init__(self, weights: Sequence[Weight], terms: Terms, slot_bytes: int):
         super().__init__()
-        self._terms, self._slot = [(seed, scale) for seed, scale in terms if scale], slot_bytes
-        self._weights = {alias: weight for weight in weights for alias in weight.aliases}
+        self.terms, self._slot = [(seed, scale) for seed, scale in terms if scale], slot_bytes
+        self.known = {alias: weight for weight in weights for alias in weight.aliases}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """`func` with what it takes of the trained tensors perturbed."""
         kwargs = kwargs or {}
-        if not self._terms or not any(map(self._known, (*args, *kwargs.values()))) or _asks_about(func):
+        if not self.terms or not any(map(self._known, (*args, *kwargs.values()))) or _asks_about(func):
             return func(*args, **kwargs)
         if func is F.linear:
             return self._linear(*args, **kwargs)
         if func is F.embedding and self._looked_up(*args, **kwargs):
             return self._rows(*args[:2], **kwargs)
+        if func is torch.Tensor.narrow and args[1] == 0:
+            return self._part(*args)
         return func(*map(self._there, args), **{name: self._there(value) for name, value in kwargs.items()})
 
     def _known(self, value: Any) -> bool:
         if isinstance(value, list | tuple):
             return any(map(self._known, value))
-        return id(value) in self._weights
+        return id(value) in self.known
 
     def _there(self, value: Any) -> Any:
         """A tensor at w + εz, where it is a trained one."""
         if isinstance(value, list | tuple) and self._known(value):
             return type(value)(map(self._there, value))
-        weight = self._weights.get(id(value))
+        weight = self.known.get(id(value))
         if weight is None:
             return value
         out = torch.empty_like(weight.tensor)
-        perturb.write(weight.tensor, out, weight.name, self._terms)
+        perturb.write(weight.tensor, out, weight.name, self.terms)
+        return out
+
+    def _part(self, weight: Tensor, dim: int, begin: int, length: int) -> Tensor:
+        """Some rows that follow each other: the noise of the others is not drawn."""
+        known = self.known[id(weight)]
+        part = known.tensor.narrow(dim, begin, length)
+        out = torch.empty_like(part)
+        perturb.write(part, out, known.name, self.terms, start=begin * (weight.numel() // len(weight)))
         return out
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """As many rows of the weight at a time as the slot takes, and as many outputs."""
-        known, bias = self._weights.get(id(weight)), self._there(bias)
+        known, bias = self.known.get(id(weight)), self._there(bias)
         size = max(1, self._slot // (weight.element_size() * weight.shape[-1]))
         if known is None or weight.dim() != 2 or size >= len(weight):
             return F.linear(input, self._there(weight), bias)
@@ -110,20 +143,25 @@ class Perturbed(TorchFunctionMode):
         for begin in range(0, len(weight), size):
             part = known.tensor[begin : begin + size]
             rows, stop = slot[: len(part)], begin + len(part)
-            perturb.write(part, rows, known.name, self._terms, start=begin * weight.shape[1])
+            perturb.write(part, rows, known.name, self.terms, start=begin * weight.shape[1])
             out[..., begin:stop] = F.linear(input, rows, None if bias is None else bias[begin:stop])
         return out
 
     def _looked_up(
         self, input: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
     ):
-        return max_norm is None and id(weight) in self._weights
+        return max_norm is None and id(weight) in self.known
 
     def _rows(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
         """What an embedding returns: rows, and no others are perturbed."""
-        known = self._weights[id(weight)]
-        found = perturb.rows(known.tensor, input.reshape(-1), known.name, self._terms)
+        known = self.known[id(weight)]
+        found = perturb.rows(known.tensor, input.reshape(-1), known.name, self.terms)
         return found.view(*input.shape, -1)
+
+
+def slot_of(weights: Sequence[Weight]) -> int:
+    """Bytes of the slot for perturbed rows: 1/128 of the weights' bytes, and at least 256 KiB."""
+    return max(SLOT_MIN, sum(w.tensor.numel() * w.tensor.element_size() for w in weights) // SLOT_SHARE)
 
 
 def _asks_about(func: Any) -> bool:
@@ -136,15 +174,14 @@ class Exact:
 
     Args:
         weights: what is trained.
-        slot_bytes: see `Perturbed`; None for 1/128 of the weights' bytes, and at least 256 KiB.
+        slot_bytes: see `Perturbed`; None for that of `slot_of`.
     """
 
     moved = False
 
     def __init__(self, weights: Sequence[Weight], slot_bytes: int | None = None):
         self.weights = weights
-        total = sum(w.tensor.numel() * w.tensor.element_size() for w in weights)
-        self.slot_bytes = max(SLOT_MIN, total // SLOT_SHARE) if slot_bytes is None else slot_bytes
+        self.slot_bytes = slot_of(weights) if slot_bytes is None else slot_bytes
 
     def at(self, terms: Terms) -> AbstractContextManager:
         """In which the model computes at w + Σ scale · z."""
@@ -152,8 +189,11 @@ class Exact:
 
     def update(self, terms: Terms, decay: float) -> None:
         """w ← (1 - decay) w + Σ scale · z."""
+        self._make(Pass(terms, 1.0 - decay, terms))
+
+    def _make(self, move: Pass) -> None:
         for w in self.weights:
-            perturb.add_(w.tensor, w.name, terms, 1.0 - decay if w.decayed else 1.0)
+            move.apply(w)
 
     def settle(self) -> None:
         """The parameters are w at any time."""
@@ -182,14 +222,20 @@ class Walk:
 
         Decay acts on w alone, but is applied to w and what lies beyond it: so less of that is to be taken back.
         """
-        for w in self.weights:
-            keep = 1.0 - self._decay if w.decayed else 1.0
-            sums = {seed: -keep * scale for seed, scale in self._out.items()}
-            for more in (self._owed, target):
-                for seed, scale in more.items():
-                    sums[seed] = sums.get(seed, 0.0) + scale
-            perturb.add_(w.tensor, w.name, list(sums.items()), keep)
+        keep = 1.0 - self._decay
+        self._make(Pass(self._sums(target, keep), keep, self._sums(target, 1.0)))
         self._out, self._owed, self._decay = dict(target), {}, 0.0
+
+    def _sums(self, target: dict[int, float], keep: float) -> Terms:
+        sums = {seed: -keep * scale for seed, scale in self._out.items()}
+        for more in (self._owed, target):
+            for seed, scale in more.items():
+                sums[seed] = sums.get(seed, 0.0) + scale
+        return list(sums.items())
+
+    def _make(self, move: Pass) -> None:
+        for w in self.weights:
+            move.apply(w)
 
     @contextmanager
     def at(self, terms: Terms) -> Iterator[None]:

@@ -164,15 +164,25 @@ class Trajectory:
         return MAGIC + len(text).to_bytes(4, "little") + text + b"".join(row.packed() for row in self.rows)
 
     def append(self, rows: Iterable[Row]) -> None:
-        """A step's rows, on disk when this returns."""
+        """A step's rows, on disk when this returns.
+
+        Raises:
+            LabError: where they cannot be written; a part of them is cut off when the file is next opened.
+        """
         new = list(rows)
         self.rows += new
         if self._written is None:
             return
-        with self._written.open("ab") as file:
-            file.write(b"".join(row.packed() for row in new))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._written.open("ab") as file:
+                file.write(b"".join(row.packed() for row in new))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            cause = f"A step could not be added to {self._written} ({error.strerror})."
+            raise LabError(
+                cause, "Free some disk space; the run then goes on from the steps that are stored."
+            ) from error
 
     def steps(self) -> Iterator[list[Row]]:
         """The rows of each step, in order."""

@@ -204,6 +204,46 @@ HOSTILE = {
     "equals everything, made late": Case(
         notebook("return type('Same', (float,), {'__eq__': lambda a, b: True})(0)"), 0, "Same.__eq__"
     ),
+    "a library's object that equals everything": Case(
+        notebook("from unittest.mock import ANY; return ANY"), 0, "_ANY.__eq__"
+    ),
+    "hides it in a list": Case(notebook("from unittest.mock import ANY; return [ANY][0]"), 0, "_ANY.__eq__"),
+    "puts it into what it was given": Case(
+        notebook("from unittest.mock import ANY; values[:] = [ANY, [ANY]]; return 2"), 0, "_ANY.__eq__"
+    ),
+    "forges where its class comes from": Case(
+        notebook(
+            "return Same()",
+            before="import random\nclass Same:\n    def __eq__(self, other): return True\n"
+            "Same.__module__ = 'random'; random.Same = Same",
+        ),
+        0,
+        "Same.__eq__",
+    ),
+    "takes its __eq__ away when it was asked": Case(
+        notebook(
+            "class Same:\n    def __eq__(self, other):\n        del Same.__eq__\n        return True\nreturn Same()"
+        ),
+        0,
+        "Same.__eq__",
+    ),
+    "reaches the grader through what prints": Case(
+        notebook(WRONG, before="import sys, operator; operator.attrgetter('write.__glo' + 'bals__')(type(sys.stdout))"),
+        0,
+        "attrgetter",
+    ),
+    "reaches it by a pattern": Case(
+        notebook("import sys, types\nmatch type(sys.stdout).write:\n    case types.FunctionType(__globals__=g): pass"),
+        0,
+        "__globals__",
+    ),
+    "asks IPython for a frame": Case(
+        notebook("from IPython.utils.frame import extract_module_locals as e; return e(1)"), 0, "IPython"
+    ),
+    "writes into Python's own 3": Case(
+        notebook("class A: pass\na = A(); a.__array_interface__ = {}\n" + RIGHT), 0, "__array_interface__"
+    ),
+    "unpickles": Case(notebook("import pickle; pickle.loads(b'cos\\nsystem\\n.'); " + RIGHT), 0, "pickle"),
     "patches builtins": Case(
         notebook(WRONG, before="import builtins; builtins.AssertionError = ZeroDivisionError"), 0, "builtins"
     ),

@@ -29,7 +29,7 @@ EVIL = """The <b>answer</b> is $x^2 < y$ and ⟦0⟧ and ⟦7⟧.
 <style>@import url(http://example.org/a.css); body { display: none }</style><svg onload="alert(3)"></svg>
 <a href="javascript:alert(4)">press</a> <a href="https://example.org/paper">paper</a>
 
-![another's work](../bob/lab.html) ![a file](SECRET)
+![another's work](../bob/lab.html) ![a file](sketch.png)
 
 $$\\text{</math><script>alert(5)</script>}$$ $\\href{javascript:alert(6)}{x}$ $\\text{<img src=//example.org/x>}$
 """
@@ -57,8 +57,7 @@ def pages(tmp_path_factory):
     book = make_course(tmp_path_factory.mktemp("course"), notebook)
     (book.root / "source" / NAME / "square.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     (book.root / "source" / NAME / "solutions.txt").write_text("the teacher's own")
-    secret = book.root / "secret.txt"
-    secret.write_text("what nobody sees")
+    (book.root / "source" / NAME / "sketch.png").write_text("what nobody sees")
     lab = book.lab(NAME)
     store = Store(book.root, lab)
     set_due(book, NAME, DUE)
@@ -77,7 +76,7 @@ def pages(tmp_path_factory):
         "eve": (
             submission("eve", received="2026-12-02T12:00:00"),
             outcome("eve", test=0.0, hidden=0.0),
-            handed_in(lab, text=EVIL.replace("SECRET", str(secret)), extra=[("markdown", EVIL), ("code", "1 # <hr>")]),
+            handed_in(lab, text=EVIL, extra=[("markdown", EVIL), ("code", "1 # <hr>")]),
         ),
     }
     late = nbformat.v4.new_code_cell("print(noted)", id="added-4-1")
@@ -158,7 +157,15 @@ def test_a_page_that_shows_a_secret_is_taken_away(pages, monkeypatch):
     monkeypatch.setattr("labkit.grading.feedback.seen", lambda *_, **__: [stream(secret)])
     with pytest.raises(LabError, match="page of ada would show: assert mean"):
         feedback(book, lab, store, ["ada"])
-    assert not (book.root / "feedback" / "ada" / NAME / "lab.html").exists()
+    with pytest.raises(LabError, match=r"1 more page"):
+        feedback(book, lab, store, ["ada", "bob"])
+    assert not [s for s in ("ada", "bob") if (book.root / "feedback" / s / NAME / "lab.html").exists()]
+
+
+def test_a_student_who_writes_a_marker_gets_a_page(pages):
+    _, book, lab, store = pages
+    record(book, submission("fay"), outcome("fay"), handed_in(lab, "### BEGIN SOLUTION\n    return 2"))
+    assert list(feedback(book, lab, store, ["fay"])) == ["fay"]
 
 
 def stream(text):

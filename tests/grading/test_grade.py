@@ -236,3 +236,10 @@ def test_cells_without_points_can_be_left_out():
     score = grade_all(lab, {"answer": answers}, only_needed=True)["answer"]
     assert (score.points, score.errors) == (3, {})
     assert len(grade(lab, answers).errors) == 3, "without only_needed every cell runs"
+
+
+def test_a_labs_functions_can_be_sent_to_other_processes():
+    """Its names are those of __main__, and the sources of its cells are to be found, as in a notebook."""
+    source = "from labkit.parallel.carry import pack\nclass Mine: pass\ndef call(): return Mine()\n"
+    lab = with_test(f"{source}assert b'class Mine' in pack(call, ())\nassert __import__('__main__').Mine is Mine")
+    assert grade(lab).errors == {}

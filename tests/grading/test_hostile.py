@@ -25,7 +25,7 @@ from .small_lab import small_lab
 LIMITS = Limits(cell_s=3, total_s=60, memory_gib=1, file_mib=64, open_files=64, threads=64)
 
 
-def _walled() -> bool:
+def walled() -> bool:
     try:
         ready()
     except LabError:
@@ -33,7 +33,7 @@ def _walled() -> bool:
     return True
 
 
-needs_walls = pytest.mark.skipif(not _walled(), reason="bubblewrap does not run here")
+needs_walls = pytest.mark.skipif(not walled(), reason="bubblewrap does not run here")
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,9 @@ def test_dates_as_teachers_write_them():
     assert due("2026-12-01T18:00+02:00") == datetime(2026, 12, 1, 16, 0, tzinfo=UTC)
     assert due("2026-12-01 18:00").replace(tzinfo=None) == DUE and due("2026-12-01 18:00").tzinfo is not None
     assert due("2026-12-01").replace(tzinfo=None) == datetime(2026, 12, 1, 23, 59, 59)
+    assert due("2026-07-01 18:00 Europe/Vienna") == datetime(2026, 7, 1, 16, 0, tzinfo=UTC)
+    assert due("2026-12-01 UTC") == datetime(2026, 12, 1, 23, 59, 59, tzinfo=UTC)
     assert due("none") is None
-    with pytest.raises(LabError, match="'next week' is no date"):
-        due("next week")
+    for wrong in ("next week", "2026-12-01 18:00 Mars/Olympus", "2026-13-01", "Europe/Vienna"):
+        with pytest.raises(LabError, match=f"'{wrong}' is no date"):
+            due(wrong)

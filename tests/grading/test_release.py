@@ -11,18 +11,18 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.errors import LabError
 from labkit.grading import Lab, check_format, grade
 from labkit.grading.lab import CODE_STUB
 from labkit.grading.leaks import leaks, secrets_of
 from labkit.grading.outcome import Submission
 from labkit.grading.rebuild import rebuild
 from labkit.grading.release import copy_for_students
-from labkit.grading.sandbox import Limits, ready
+from labkit.grading.sandbox import Limits
 from labkit.grading.supervise import run_submission
 from labkit.paths import LESSONS
 
 from .small_lab import small_lab
+from .test_hostile import walled
 
 LABS = sorted(p.parent.name for p in LESSONS.glob("*/lab.ipynb"))
 
@@ -126,14 +126,6 @@ def test_in_the_sandbox_the_reference_earns_full_points(name):
     lost = {cell.grade_id: 0 for cell in first.tests}
     assert given == {c.grade_id: c.points for c in lab.graded_cells} | lost
     assert outcome.notes == [] and outcome.restarts == 0
-
-
-def walled():
-    try:
-        ready()
-    except LabError:
-        return False
-    return True
 
 
 def test_sources_are_not_changed(tmp_path):

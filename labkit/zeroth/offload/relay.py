@@ -1,0 +1,116 @@
+"""Several forward passes that take turns: each goes as far as the next piece, and waits there for the others.
+
+A piece is on the device for a short time, in which both sides (w + εz and w − εz) have to use it. So one pass runs up
+to its first module of the next piece and hands on to the other; when the last one has come there, the piece changes.
+Each pass is the model's own forward method in a thread of its own, whatever that method does before, between and after
+the blocks: no model has to be taken apart. Only one thread runs at a time, in an order that is always the same.
+
+    pass +    embedding                C1            C2            … head, loss
+    pass −               embedding        C1            C2             … head, loss
+    pieces    . . . . . . . . . . . . . |1          |2
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from labkit.errors import LabError
+
+BEGIN, TAIL, END = -1, -2, -3  # places that are no piece: before the first, after the last, and done
+
+
+class _Abandoned(Exception):
+    """Another pass has failed."""
+
+
+class Relay:
+    """One run of several passes.
+
+    Args:
+        count: how many.
+        change: called with the place that all have come to, before the first goes on there.
+        turn: called with a pass's number before it goes on.
+    """
+
+    def __init__(self, count: int, change: Callable[[int], None], turn: Callable[[int], None]):
+        self.places = [BEGIN] * count
+        self._change, self._turn = change, turn
+        self._go = [threading.Semaphore(0) for _ in range(count)]
+        self._me = threading.local()
+        self._failed: BaseException | None = None
+
+    def run(self, works: Sequence[Callable[[], Any]], device: torch.device) -> list[Any]:
+        """What each returns; the first runs in this thread.
+
+        Raises whatever one of them raises.
+        """
+        results: list[Any] = [None] * len(works)
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+        def one(number: int) -> None:
+            self._me.number = number
+            try:
+                self._wait(number)
+                if number and stream is not None:
+                    # The current device and stream are each thread's own.
+                    torch.cuda.set_device(stream.device)
+                    torch.cuda.set_stream(stream)
+                with torch.no_grad():
+                    results[number] = works[number]()
+                self._finish(number)
+            except BaseException as error:
+                self._fail(error)
+
+        threads = [threading.Thread(target=one, args=(n,), name=f"labkit-pass-{n}") for n in range(1, len(works))]
+        for thread in threads:
+            thread.start()
+        self._turn(0)
+        self._go[0].release()
+        one(0)
+        for thread in threads:
+            thread.join()
+        if self._failed is not None:
+            raise self._failed
+        return results
+
+    def reach(self, place: int) -> None:
+        """A pass needs this place: it goes on when all others have come there too."""
+        me = self._me.number
+        if self.places[me] != place:
+            self._hand_on(me, place)
+            self._wait(me)
+
+    def _hand_on(self, me: int, place: int) -> None:
+        # What a pass sees in place of the weights is not for what is done to them in between.
+        with torch._C.DisableTorchFunction():
+            self._go_on(me, place)
+
+    def _go_on(self, me: int, place: int) -> None:
+        self.places[me] = place
+        following = (me + 1) % len(self.places)
+        if following == 0:
+            if len(set(self.places)) > 1:
+                cause = "The passes on both sides do not use the blocks in the same order."
+                raise LabError(cause, "Offload a model, and an objective, that take the same way for every batch.")
+            self._change(place)
+        if following or place != END:
+            self._turn(following)
+            self._go[following].release()
+
+    def _finish(self, me: int) -> None:
+        self._hand_on(me, END)
+
+    def _wait(self, me: int) -> None:
+        self._go[me].acquire()
+        if self._failed is not None:
+            raise _Abandoned
+
+    def _fail(self, error: BaseException) -> None:
+        if not isinstance(error, _Abandoned) and self._failed is None:
+            self._failed = error
+            for go in self._go:
+                go.release()
