@@ -195,8 +195,8 @@ def _runs_an_answer(frame: FrameType | None, library: tuple[str, ...]) -> bool:
 
 
 _SYSCALLS = {  # number by architecture: audit's name for it, clone, clone3 and those to refuse
-    "x86_64": (0xC000003E, 56, 435, (57, 58, 59, 322, 101, 310, 311)),
-    "aarch64": (0xC00000B7, 220, 435, (221, 281, 117, 270, 271)),
+    "x86_64": (0xC000003E, 56, 435, (57, 58, 59, 322, 101, 310, 311, 319)),
+    "aarch64": (0xC00000B7, 220, 435, (221, 281, 117, 270, 271, 279)),
 }
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF_LD|W|ABS, JMP|JEQ/JGE/JSET|K, RET|K
 _ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
@@ -204,9 +204,9 @@ _CLONE_THREAD = 0x00010000
 
 
 def seal() -> bool:
-    """Refuse new processes (not threads), other programs and ptrace from now on; whether the system can (Linux).
+    """Refuse new processes (not threads), other programs, ptrace and memfd from now on; whether the system can (Linux).
 
-    clone3 is answered with "no such call", after which the C library falls back to clone, whose flags a filter sees.
+    What a memfd holds is memory that no limit of the sandbox sees. clone3 is answered with "no such call", after which the C library falls back to clone, whose flags a filter sees.
     """
     if sys.platform != "linux" or platform.machine() not in _SYSCALLS:
         return False

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 
 from labkit.grading.lab import Lab
 
+_UNPARSED = (SyntaxError, ValueError, RecursionError, MemoryError)  # the last two for code that is nested too deep
+
 
 def needed_cells(lab: Lab) -> list[str]:
     """Labels of the graded and solution cells, and of the cells that bind a name that one of these reads."""
@@ -57,7 +59,7 @@ def outer_reads(source: str) -> set[str]:
     """
     try:
         return _outer_reads(ast.parse(source).body, set())
-    except SyntaxError:
+    except _UNPARSED:
         return set()
 
 
@@ -98,7 +100,12 @@ def names(source: str) -> tuple[set[str], set[str]]:
     """The global names that a cell binds, and those that it reads, in its functions too."""
     try:
         top = symtable.symtable(source, "cell", "exec")
-    except SyntaxError:  # an answer that is not Python: it runs, and fails, where it stands
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ):  # an answer that is not Python: it runs, and fails, where it stands
         return set(), set()
     bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
     read = {s.get_name() for s in top.get_symbols() if s.is_referenced()}

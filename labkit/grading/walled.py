@@ -27,6 +27,7 @@ from labkit.grading.sandbox import Limits, command, environment
 _START_S = 120.0
 _END_S = 10.0
 _POLL_S = 0.2
+_MOST_FOREIGN = 256  # lines that an answer may write where replies are expected
 _LINE = 1 << 20  # the longest reply that is read
 
 
@@ -54,7 +55,7 @@ class Walled:
 
     def __init__(self, limits: Limits, preload: list[str], trust: bool, stop: threading.Event | None) -> None:
         self.limits, self.stop, self.peak_mib = limits, stop, 0.0
-        self._replies: queue.Queue[str] = queue.Queue()
+        self._replies: queue.Queue[str] = queue.Queue(_MOST_FOREIGN)  # a full one holds the writer up
         self._home = Path(tempfile.mkdtemp(prefix="labkit-submission-")) if trust else None
         home = str(self._home) if self._home else "/tmp/home"
         self.process = subprocess.Popen(
@@ -131,22 +132,28 @@ class Walled:
         self.process.stdin.flush()
 
     def _reply(self, nonce: str, label: str, seconds: float) -> dict[str, Any]:
-        until = time.monotonic() + seconds
+        until, looked, foreign = time.monotonic() + seconds, 0.0, 0
         while True:
             if self.stop is not None and self.stop.is_set():
                 raise KeyboardInterrupt
+            # On every turn, not only when nothing comes: an answer could keep this loop busy with lines of its own.
+            if time.monotonic() > until:
+                raise Ended(label, f"It took more than {seconds:.0f} s.")
+            if time.monotonic() > looked + _POLL_S:
+                self._watch(label)
+                looked = time.monotonic()
             try:
                 line = self._replies.get(timeout=_POLL_S)
             except queue.Empty:
-                self._watch(label)
-                if time.monotonic() > until:
-                    raise Ended(label, f"It took more than {seconds:.0f} s.") from None
                 continue
             if not line:
                 raise Ended(label, f"The process ended ({self._exit()}).")
-            if (reply := _parsed(line)).get("nonce") == nonce:  # all else is what an answer has written
+            if (reply := _parsed(line)).get("nonce") == nonce:
                 self._watch(label)
                 return reply
+            foreign += 1
+            if foreign > _MOST_FOREIGN:
+                raise Ended(label, "It wrote to the grader's pipe.")
 
     def _watch(self, label: str) -> None:
         memory = threads = 0
@@ -176,10 +183,11 @@ class Walled:
         return f"exit code {code}"
 
     def _read(self, stream: IO[bytes]) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, queue.Full):
             while line := stream.readline(_LINE):
-                self._replies.put(line.decode("utf-8", "replace"))
-        self._replies.put("")
+                self._replies.put(line.decode("utf-8", "replace"), timeout=_START_S)
+        with contextlib.suppress(queue.Full):
+            self._replies.put("", timeout=_START_S)
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -191,7 +199,8 @@ def _lives(process: psutil.Process) -> bool:
 
 def _parsed(line: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(line)
+        # A lone surrogate passes through JSON, and no file would take it.
+        found = json.loads(json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8", "replace"))
         if isinstance(found, dict):
             return found
     return {}

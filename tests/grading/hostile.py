@@ -152,6 +152,10 @@ for fd in range(1, 64):
     try: os.write(fd, b'x' * 100_000 + b'\\n')
     except OSError: pass
 """
+JUNK = """    import os
+    for fd in range(3, 12):
+        try: os.write(fd, b'{}\\n')
+        except OSError: pass"""
 HOSTILE = {
     "endless loop": Case(notebook("while True: pass"), 0, "more than", restarts=2),
     "endless loop in the cell": Case(notebook(before="while True: pass"), 0, "more than", restarts=1),
@@ -175,6 +179,15 @@ HOSTILE = {
     "deletes all files": Case(notebook(DELETE + "\n" + RIGHT), 3),
     "prints a gigabyte": Case(notebook("for _ in range(1024): print('x' * (1 << 20))\n" + RIGHT), 3),
     "floods the pipe": Case(notebook(FLOOD + RIGHT), 3),
+    "writes to the pipe for ever": Case(notebook(f"while True:
+{JUNK}"), 0, "grader's pipe", 2),
+    "writes to it now and then": Case(notebook(f"import time
+while True:
+    time.sleep(0.1)
+{JUNK}"), 0, "", 2),
+    "memory without a name": Case(notebook("import os; os.memfd_create('x'); " + RIGHT), 0, "not permitted"),
+    "prints a lone surrogate": Case(notebook("print(chr(0xd800)); " + RIGHT), 3),
+    "too deep to parse": Case(notebook("return " + "-" * 3000 + "1"), 0),
     "forges replies": Case(
         notebook(
             """
