@@ -206,7 +206,8 @@ _CLONE_THREAD = 0x00010000
 def seal() -> bool:
     """Refuse new processes (not threads), other programs, ptrace and memfd from now on; whether the system can (Linux).
 
-    What a memfd holds is memory that no limit of the sandbox sees. clone3 is answered with "no such call", after which the C library falls back to clone, whose flags a filter sees.
+    What a memfd holds is memory that no limit of the sandbox sees. clone3 is answered with "no such call", after which
+    the C library falls back to clone, whose flags a filter sees.
     """
     if sys.platform != "linux" or platform.machine() not in _SYSCALLS:
         return False

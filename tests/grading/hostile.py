@@ -179,12 +179,8 @@ HOSTILE = {
     "deletes all files": Case(notebook(DELETE + "\n" + RIGHT), 3),
     "prints a gigabyte": Case(notebook("for _ in range(1024): print('x' * (1 << 20))\n" + RIGHT), 3),
     "floods the pipe": Case(notebook(FLOOD + RIGHT), 3),
-    "writes to the pipe for ever": Case(notebook(f"while True:
-{JUNK}"), 0, "grader's pipe", 2),
-    "writes to it now and then": Case(notebook(f"import time
-while True:
-    time.sleep(0.1)
-{JUNK}"), 0, "", 2),
+    "writes to the pipe for ever": Case(notebook(f"while True:\n{JUNK}"), 0, "grader's pipe", 2),
+    "writes to it now and then": Case(notebook(f"import time\nwhile True:\n    time.sleep(0.1)\n{JUNK}"), 0, "", 2),
     "memory without a name": Case(notebook("import os; os.memfd_create('x'); " + RIGHT), 0, "not permitted"),
     "prints a lone surrogate": Case(notebook("print(chr(0xd800)); " + RIGHT), 3),
     "too deep to parse": Case(notebook("return " + "-" * 3000 + "1"), 0),
