@@ -26,9 +26,18 @@ def same(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+_EARLIER: set[threading.Thread] = set()
+
+
+def note_threads():
+    """From now on `threads` leaves out those that run already."""
+    _EARLIER.clear()
+    _EARLIER.update(threading.enumerate())
+
+
 def threads():
-    """Threads of ours that run."""
-    return [t for t in threading.enumerate() if t.name.startswith("labkit")]
+    """Threads of ours that were started since `note_threads`, and run."""
+    return [t for t in threading.enumerate() if t.name.startswith("labkit") and t not in _EARLIER]
 
 
 def hooks(model):

@@ -33,6 +33,8 @@ class _Ranks:
         self.size, self.fn, self.args, self.store = world_size, fn, args, dist.HashStore()
         self.results: list[Any] = [None] * world_size
         self.errors: list[tuple[int | None, BaseException]] = []
+        self.waiting: dict[int, str] = {}  # by a thread's number
+        self.join: Any = None  # torch's
         self.threads = [
             threading.Thread(target=self.run, args=(r,), name=f"rank {r}", daemon=True) for r in range(world_size)
         ]
@@ -54,15 +56,25 @@ class _Ranks:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
+    def meet(self, collective: Any, rank: int, data: Any) -> Any:
+        """Stands in for the `join` of torch's group, where a thread waits for the others; notes what it waits in.
+
+        A thread tells that itself: another one's frames cannot be read while it runs.
+        """
+        frame: FrameType | None = sys._getframe(2)  # behind the function that stands in
+        name = ""
+        while frame is not None and frame.f_code.co_filename.endswith(_PG):
+            name, frame = frame.f_code.co_name, frame.f_back
+        waits, own = self.waiting, threading.get_ident()
+        waits[own] = name
+        try:
+            return self.join(collective, rank, data)
+        finally:
+            waits.pop(own, None)
+
     def waits(self, rank: int) -> str:
         """The collective that a living rank waits in; empty where it computes."""
-        frame: FrameType | None = sys._current_frames().get(self.threads[rank].ident or 0)
-        found = ""
-        while frame is not None:
-            if frame.f_code.co_filename.endswith(_PG):
-                found = frame.f_code.co_name
-            frame = frame.f_back
-        return found
+        return self.waiting.get(self.threads[rank].ident or 0, "")
 
     def watch(self, seconds: float) -> None:
         """Return when all have ended; a lock-up, or the end of the time, is the error."""
@@ -72,10 +84,10 @@ class _Ranks:
             waits = {r: self.waits(r) for r in living}
             stuck = all(waits.values())
             still = still + _POLL_S if stuck else 0.0
-            if self.errors or (still < _STILL_S and time.monotonic() < until):
+            if time.monotonic() < until and (self.errors or still < _STILL_S):
                 continue
-            self.errors.append((None, self.stuck(waits) if stuck else self.late(seconds, waits)))
-            self.end()
+            if not self.errors:
+                self.errors.append((None, self.stuck(waits) if stuck else self.late(seconds, waits)))
             return
 
     def stuck(self, waits: dict[int, str]) -> LabError:
@@ -89,9 +101,11 @@ class _Ranks:
         return LabError(f"After {seconds:g} s {'; '.join(told)}.", "Look for a loop without an end.")
 
     def end(self) -> None:
+        """Leave no thread, whatever became of the others."""
         from torch.testing._internal.distributed.multi_threaded_pg import ProcessLocalGroup
 
-        ProcessLocalGroup.exception_handle(None)
+        if any(thread.is_alive() for thread in self.threads):
+            ProcessLocalGroup.exception_handle(None)
         for thread in self.threads:
             thread.join(0.2)
             if thread.is_alive() and thread.ident is not None:  # a loop in Python
@@ -129,14 +143,17 @@ def sharded_ranks(world_size: int, fn: Callable, *args: Any, seconds: float = 60
     if dist.is_initialized():
         raise LabError("This process is a rank already.", "Call destroy_process_group() first.")
     isolation: Any = torch._C._distributed_c10d._set_thread_isolation_mode  # type: ignore[attr-defined]
+    ranks, joined = _Ranks(world_size, fn, args), threaded.Collective.join
     isolation(True)
     threaded._install_threaded_pg()
+    ranks.join, threaded.Collective.join = joined, lambda *args: ranks.meet(*args)
     try:
-        ranks = _Ranks(world_size, fn, args)
         for thread in ranks.threads:
             thread.start()
         ranks.watch(seconds)
     finally:
+        ranks.end()
+        threaded.Collective.join = joined
         threaded.ProcessLocalGroup.reset()
         threaded._uninstall_threaded_pg()
         isolation(False)
