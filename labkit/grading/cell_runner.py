@@ -3,11 +3,13 @@
 Two worlds, two sets of global names. The lab's own cells and tests run in one, answers and added cells in the other,
 where the lab's cells that answers use run a second time. From an answer's world come only the names that the lab's
 solution binds there, and functions come wrapped. So an answer that calls its own thing `torch` or `check` changes
-nothing for the tests; what it changes in the libraries themselves is put back (`labkit.grading.integrity`); how it
-could reach the tests otherwise is forbidden (`labkit.grading.jail`).
+nothing for the tests. An answer runs in a part of Python that leads nowhere else (`labkit.grading.subset`, `guards`).
+Behind that, what it changes in the libraries is put back (`labkit.grading.integrity`), and how it could reach the
+tests otherwise is forbidden (`labkit.grading.jail`).
 
-In:  {"preload": [module, …], "memory_mib", "file_mib", "open_files", "walled"}, then one line for each cell,
-     {"nonce", "kind", "label", "code", "names", "points", "hidden", "shared"}.
+In:  {"preload": [module, …], "extra": [module, …], "memory_mib", "file_mib", "open_files", "walled"}, then one line for
+     each cell, {"nonce", "kind", "label", "code", "names", "points", "hidden", "shared"}; with "unguarded", an answer
+     runs in all of Python, to try the walls behind.
 Out: for each, {"nonce", "points", "error", "shown", "stdout", "odd": [sentence, …], "threads"}.
 
 The nonce comes with the cell and proves the reply: what an answer wrote to the pipe before, it wrote without it.
@@ -22,17 +24,26 @@ import io
 import json
 import sys
 import time
-import traceback
 import types
 from collections.abc import Callable
 from typing import Any
 
+from labkit.grading.guards import Guards
 from labkit.grading.integrity import Classes, Guard, Watch, leave_modes, modes, plain_builtins
-from labkit.grading.jail import ANSWER, answers_in_threads, guarded_builtins, library_folders, lock, seal, unwelcome
+from labkit.grading.jail import ANSWER, answers_in_threads, library_folders, lock, seal
+from labkit.grading.subset import guarded, problems, without_magics
+from labkit.grading.told import Told
 from labkit.grading.worker import MAX_TEXT, describe, execute, points_of, private_streams
 
+_PRELOAD = ("numpy", "fractions", "decimal", "dataclasses")  # what answers may use, before they do
 _THREADS_MAY_END_S = 1.0
-_SHOWN = 600  # characters of a message of a hidden test
+_FUNCTIONS = (
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    functools.partial,
+    type(functools.cache(int)),
+)
 
 
 class Bounded(io.StringIO):
@@ -50,10 +61,10 @@ def main() -> None:
     report, jobs = private_streams()
     head = json.loads(jobs.readline())
     _limit(head)
-    for module in head["preload"]:
+    for module in (*_PRELOAD, *head["preload"]):
         with contextlib.suppress(Exception):  # an import that fails here fails in the lab's own cell, and says so there
             importlib.import_module(module)
-    runner = Runner(head["walled"])
+    runner = Runner(head["walled"], head["extra"])
     print(json.dumps({"nonce": "ready"}), file=report, flush=True)
     for line in jobs:
         job = json.loads(line)
@@ -77,15 +88,15 @@ def _limit(head: dict[str, Any]) -> None:
 class Runner:
     """The two worlds, and what watches over the first."""
 
-    def __init__(self, walled: bool) -> None:
+    def __init__(self, walled: bool, extra: list[str]) -> None:
         self.lab: dict[str, Any] = {"__name__": "__main__", "__builtins__": plain_builtins()}
         module = types.ModuleType("__main__")
         self.answers = vars(module)
-        self.answers["__builtins__"] = guarded_builtins(plain_builtins())
         sys.modules["__main__"] = module
-        self.library = library_folders()
+        self.library, self.extra, self.guards = library_folders(), extra, Guards(extra)
         self.classes: Classes | None = None
         self.watch: Watch | None = None
+        self.told = Told()
         self.odd: list[str] = []
         self.threads = 0
         if walled:
@@ -102,29 +113,46 @@ class Runner:
 
     def _answer(self, job: dict[str, Any]) -> dict[str, Any]:
         self.classes = self.classes or Classes(self.library)
-        label, code, guard = job["label"], job["code"], Guard(self.library)
+        label, code, guard = job["label"], without_magics(job["code"]), Guard(self.library)
         for name in job["names"]:
             self.lab.pop(name, None)
-        if found := unwelcome(code):
-            error = f"The grader does not run code with {', '.join(found)}; write the answer without."
+        found = [] if job.get("unguarded") else problems(code, self.extra)
+        if found:
+            error = shown = f"The grader does not run answers with {', '.join(found[:5])}: see the students' guide."
         else:
             entered = modes()
-            error = self._try(lambda: execute(f"{ANSWER}{label}>", code, self.answers))[0]
-            if left := leave_modes(entered):
-                self.odd.append(f"the answer left torch's mode {left[0]} on.")
+            error, shown = self._run_answer(label, code, bool(job.get("unguarded")))
+            if leave_modes(entered):
+                self.odd.append("the answer left one of torch's modes on.")
         self._note_changes(guard.mend())
         self._look(self.classes)
         for name in job["names"]:
             if name in self.answers:
                 self.lab[name] = self._wrapped(self.answers[name])
         self.watch = None
-        return {"points": 0.0, "error": error, "shown": error}
+        return {"points": 0.0, "error": error, "shown": shown}
+
+    def _run_answer(self, label: str, code: str, unguarded: bool) -> tuple[str, str]:
+        name = f"{ANSWER}{label}>"
+        plain = plain_builtins()
+        self.told.note(name, code)
+        self.answers["__builtins__"] = plain if unguarded else self.guards.builtins(plain)
+        self.guards.at_cell = True
+        try:
+            change = None if unguarded else guarded
+            return self._try(lambda: execute(name, code, self.answers, change=change))[:2]
+        finally:
+            self.guards.at_cell = False
 
     def _own(self, job: dict[str, Any]) -> dict[str, Any]:
         label, code, entered = f"<{job['label']}>", job["code"], modes()
         points = job["points"] if job["kind"] == "test" else None
-        error, shown, value = self._try(lambda: execute(label, code, self.lab, shown=not job["hidden"]), job["hidden"])
+        self.told.note(label, code, job["hidden"])
+        watch = Watch(self.library) if self.classes is not None and points is not None else None
+        before = watch.values() if watch else []
+        error, shown, value = self._try(lambda: execute(label, code, self.lab, shown=not job["hidden"]), watch, before)
         if job["shared"]:
+            self.answers["__builtins__"] = plain_builtins()  # the lab's own functions keep these
             self._try(lambda: execute(label, code, self.answers))
         if self.classes is not None:
             self._look(self.classes)
@@ -134,16 +162,24 @@ class Runner:
             error = shown = f"No points, because {self.odd[0]}"
         return {"points": 0.0 if error else points_of(value, points), "error": error, "shown": shown}
 
-    def _try(self, act: Callable[[], Any], hidden: bool = False) -> tuple[str, str, Any]:
+    def _try(
+        self, act: Callable[[], Any], watch: Watch | None = None, before: list[list[Any]] | None = None
+    ) -> tuple[str, str, Any]:
         """What went wrong, for the teacher and for the student, and what came out."""
+        value, problem = None, None
         try:
-            return "", "", act()
-        except BaseException as problem:  # also a cell that calls sys.exit
-            error = describe(problem)[:MAX_TEXT]
-            return error, _for_student(problem) if hidden else error, None
+            value = act()
+        except BaseException as raised:  # also a cell that calls sys.exit
+            problem = raised
+        if watch is not None:
+            self._note_changes(watch.mend(before or []))
+        if problem is None:
+            return "", "", value
+        error = describe(problem)[:MAX_TEXT]
+        return error, self.told.shown(problem, error, self.classes), None
 
     def _wrapped(self, answer: Any) -> Any:
-        if not isinstance(answer, types.FunctionType):
+        if type(answer) not in _FUNCTIONS:
             return answer
 
         @functools.wraps(answer)
@@ -178,21 +214,6 @@ class Runner:
     def _note_changes(self, changed: list[str]) -> None:
         if changed:
             self.odd.append(f"an answer changed what tests use ({', '.join(changed[:3])}); it was put back.")
-
-
-def _for_student(problem: BaseException) -> str:
-    """A failed hidden test without what it tested: its own message, or where the answer broke and how."""
-    frames = traceback.extract_tb(problem.__traceback__)
-    in_answers = [frame for frame in frames if frame.filename.startswith(ANSWER)]
-    if in_answers:
-        last = in_answers[-1]
-        cell = last.filename.removeprefix(ANSWER).rstrip(">")
-        return f"A hidden test: {type(problem).__name__} in your cell {cell}, line {last.lineno}: {last.line}"
-    if isinstance(problem, AssertionError):
-        return f"A hidden test: {str(problem)[:_SHOWN] or 'it does not hold.'}"
-    if isinstance(problem, NameError):
-        return f"A hidden test: {problem}. Is it defined in its cell?"
-    return f"A hidden test: {type(problem).__name__}, raised by what your answer returned."
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ _COMPARES = (
     " __array_ufunc__ __array_function__ __torch_function__ __torch_dispatch__ __instancecheck__ __subclasscheck__"
     " __class__ __getattribute__"
 ).split()
+_COMPUTES = frozenset(
+    f"__{side}{name}__"
+    for side in ("", "r", "i")
+    for name in "add sub mul truediv floordiv mod divmod pow and or xor matmul".split()
+) | frozenset(f"__{name}__" for name in "abs neg pos round trunc floor ceil".split())
 _HOOKS = (  # what a class does, against what it only counts or remembers
     *_WATCHED,
     types.WrapperDescriptorType,
@@ -175,13 +180,17 @@ class Classes:
         self.library = library
         self.alive = set(_all_classes())
 
+    def knows(self, cls: type) -> bool:
+        """Whether a class was there before the first answer."""
+        return cls in self.alive
+
     def deceptive(self) -> list[str]:
-        """New classes of answers that say themselves how they compare or convert: `Class.__eq__`."""
+        """By what new classes of answers say themselves how they compare or convert: `__eq__`."""
         found = []
         for cls in _all_classes():
             if cls not in self.alive:
                 own = type.__getattribute__(cls, "__dict__")
-                found += [f"{cls.__name__}.{key}" for key in _COMPARES if key in own and self._is_answers(own[key])]
+                found += [key for key in _COMPARES if key in own and self._is_answers(own[key])]
         return found
 
     def _is_answers(self, value: Any) -> bool:
@@ -189,7 +198,7 @@ class Classes:
         return code is not None and not code.co_filename.startswith(("<string>", "<frozen", *self.library))
 
     def lax(self, value: Any, labs: Collection[Any] = (), depth: int = 5) -> str:
-        """The first class in a value that compares in a way that is not Python's, torch's or the lab's; '' for none.
+        """By what the first value of its kind compares in a way that is not Python's or a library's; '' for none.
 
         Of containers, the first thousand elements are looked at. `labs` are the lab's own global objects.
         """
@@ -198,7 +207,11 @@ class Classes:
             definer = next(c for c in kind.__mro__ if key in type.__getattribute__(c, "__dict__"))
             known = definer in self.alive and definer.__module__.partition(".")[0] in _PLAIN
             if not (definer is object or known or any(definer is own for own in labs)):
-                return f"{kind.__name__}.{key}"
+                return key
+        news = [c for c in kind.__mro__[:-1] if c not in self.alive and not any(c is own for own in labs)]
+        for key in (key for c in news for key in type.__getattribute__(c, "__dict__")):
+            if key in _COMPUTES or (key in _COMPARES and key != "__class__"):
+                return key
         if depth and issubclass(kind, dict | list | tuple | set | frozenset):
             inner = [*value.keys(), *value.values()] if issubclass(kind, dict) else value
             some = itertools.islice(inner, 1000)

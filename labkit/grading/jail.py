@@ -8,26 +8,25 @@ Python reports such acts to audit hooks (PEP 578), which cannot be removed. `loc
 answer is behind the act: it looks at the stack. What an installed package does in passing is its own matter (torch
 looks at frames, `import` loads libraries); what an answer does through the standard library (`inspect.stack`) is not.
 `seal` asks Linux (seccomp) to refuse new processes and programs for the rest of this one's life.
-`unwelcome` reads an answer before it runs, for names that Python does not report.
 
-No list is complete, and a process is no wall against its own code. The wall is the sandbox around it
-(`labkit.grading.sandbox`); this makes marks that are not earned hard to get, and leaves a trace for the teacher.
+No list of what harms is complete, so this is the second line: before it stands the list of what answers may use
+(`labkit.grading.subset`), and around it the sandbox (`labkit.grading.sandbox`).
 """
 
 # ruff: noqa: SIM905 (a long list of names is easier to read as words)
 from __future__ import annotations
 
-import ast
 import ctypes
+import os
 import platform
 import struct
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+_GUARDS = __file__.removesuffix("jail.py") + "guards.py"
 ANSWER = "<answer "  # how the file name of an answer's code begins
 
 _FORBIDDEN = frozenset(
@@ -37,82 +36,26 @@ _FORBIDDEN = frozenset(
     " ctypes.dlsym ctypes.addressof ctypes.cdata ctypes.cdata/buffer ctypes.call_function ctypes.PyObj_FromPtr"
     " ctypes.string_at ctypes.wstring_at _xxsubinterpreters.create".split()
 )
-_GUARDED = _FORBIDDEN | {"sys._getframe", "compile", "exec", "object.__getattr__", "object.__setattr__", "open"}
+_GUARDED = _FORBIDDEN | {
+    "sys._getframe",
+    "compile",
+    "exec",
+    "object.__getattr__",
+    "object.__setattr__",
+    "open",
+    "pickle.find_class",
+}
 # Attributes through which Python reports that frames and code are read or replaced.
 _INNER_READ = frozenset("tb_frame gi_frame cr_frame ag_frame gi_code cr_code ag_code".split())
 _INNER_SET = frozenset("__code__ __defaults__ __kwdefaults__".split())
-# Standard modules that make functions from text, or look at frames, on the way of ordinary code.
-_MAKERS = ("dataclasses", "collections/__init__", "typing", "enum", "ast", "functools", "warnings", "logging/__init__")
-_UNWELCOME = frozenset(
-    "__globals__ __closure__ __code__ __builtins__ __subclasses__ __getattribute__ __setattr__ __delattr__ __dict__"
-    " __loader__ __spec__ __wrapped__ __func__ __self__ __kwdefaults__ __traceback__ __import__ __bases__ __mro__"
-    " f_back f_locals f_globals f_code f_builtins tb_frame tb_next gi_frame gi_code cr_frame cr_code ag_frame"
-    " cell_contents currentframe _getframe addaudithook attrgetter methodcaller getattr_static _current_frames"
-    " __array_interface__ __array_struct__ stride_tricks ctypeslib get_stack".split()
-)
-_UNWELCOME_NAMES = _UNWELCOME | frozenset("vars globals locals eval exec compile __import__".split())
-_UNWELCOME_IMPORTS = frozenset(
-    "builtins ctypes _ctypes gc importlib inspect signal _signal pickle _pickle marshal code codeop runpy pdb bdb trace"
-    " IPython ipykernel cffi multiprocessing _testcapi test torch.fx torch.utils.cpp_extension".split()
-)
+# Standard modules that make functions from text, and those that look at frames, on the way of ordinary code.
+_MAKERS = ("dataclasses", "collections/__init__")
+_LOOKERS = (*_MAKERS, "typing", "enum", "abc", "contextlib", "functools", "warnings", "logging/__init__")
+_OF_SOME = {"compile": _MAKERS, "exec": _MAKERS, "sys._getframe": _LOOKERS}
 
 
 class ForbiddenError(RuntimeError):
     """An answer did what the grader does not run; `str()` says what."""
-
-
-def unwelcome(code: str) -> list[str]:
-    """The names in an answer that the grader does not run, each once, in the order of the code.
-
-    Code that cannot be parsed has none: it fails by itself.
-    """
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    found: dict[str, None] = {}
-    for node in ast.walk(tree):
-        found |= dict.fromkeys(_unwelcome_in(node))
-    return list(found)
-
-
-def _unwelcome_in(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.Attribute):
-        is_modules = isinstance(node.value, ast.Name) and (node.value.id, node.attr) == ("sys", "modules")
-        return ["sys.modules"] if is_modules else [node.attr] if node.attr in _UNWELCOME else []
-    if isinstance(node, ast.Name):
-        return [node.id] if node.id in _UNWELCOME_NAMES else []
-    if isinstance(node, ast.Constant):
-        return [node.value] if isinstance(node.value, str) and node.value in _UNWELCOME else []
-    if isinstance(node, ast.MatchClass):
-        return [name for name in node.kwd_attrs if name in _UNWELCOME]
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names if _is_unwelcome_module(alias.name)]
-    if isinstance(node, ast.ImportFrom):
-        module = node.module or ""
-        inner = [a.name for a in node.names if a.name in _UNWELCOME or (module, a.name) == ("sys", "modules")]
-        inner += [full for a in node.names if _is_unwelcome_module(full := f"{module}.{a.name}")]
-        return [module] if _is_unwelcome_module(module) else inner
-    return []
-
-
-def _is_unwelcome_module(name: str) -> bool:
-    parts = name.split(".")
-    return any(".".join(parts[:count]) in _UNWELCOME_IMPORTS for count in range(1, len(parts) + 1))
-
-
-def guarded_builtins(names: dict[str, Any]) -> dict[str, Any]:
-    """Python's builtins for answers: the functions that take an attribute's name look at it first."""
-
-    def checked(plain: Callable) -> Callable:
-        def call(owner: Any, name: str, *more: Any) -> Any:
-            if name in _UNWELCOME:
-                raise ForbiddenError(f"An answer may not use {name} in the grader.")
-            return plain(owner, name, *more)
-
-        return call
-
-    return names | {name: checked(names[name]) for name in ("getattr", "setattr", "delattr", "hasattr")}
 
 
 def lock(library: tuple[str, ...]) -> None:
@@ -145,23 +88,32 @@ def _reason(event: str, arguments: tuple[Any, ...], frame: FrameType | None, lib
     if frame is None:
         return ""
     caller = frame.f_code.co_filename
+    if event == "pickle.find_class":  # whatever library opens the file: what stands in it is called
+        return _told(event) if _runs_an_answer(frame, library) else ""
     if event in ("object.__getattr__", "object.__setattr__"):
         names = _INNER_READ if event.endswith("getattr__") else _INNER_SET
-        if arguments[1] not in names or _is_maker(caller, library):
+        if arguments[1] not in names or _is_of(caller, library, _MAKERS):
             return ""
-    elif event == "open":
-        if not (isinstance(arguments[0], str) and arguments[0].startswith("/proc/")):
-            return ""
-    elif event in ("compile", "exec", "sys._getframe") and _is_maker(caller, library):
+    elif event in _OF_SOME and _is_of(caller, library, _OF_SOME[event]):
         return ""
-    if not _behind(frame, library):
+    if not _behind(frame, library) or (event == "open" and not _is_process_file(arguments[0])):
         return ""
-    what = f"{event} ({arguments[1]})" if event.startswith("object.") else event
-    return f"An answer may not do this in the grader: {what}."
+    return _told(f"{event} ({arguments[1]})" if event.startswith("object.") else event)
 
 
-def _is_maker(path: str, library: tuple[str, ...]) -> bool:
-    return path.startswith(library) and path.removesuffix(".py").endswith(_MAKERS)
+def _told(event: str) -> str:
+    return f"An answer may not do this in the grader: {event}."
+
+
+def _is_process_file(path: Any) -> bool:
+    try:
+        return os.path.realpath(os.fsdecode(path)).startswith("/proc/")
+    except TypeError:  # the number of an open file
+        return False
+
+
+def _is_of(path: str, library: tuple[str, ...], modules: tuple[str, ...]) -> bool:
+    return path.startswith(library) and path.removesuffix(".py").endswith(modules)
 
 
 def _behind(frame: FrameType | None, library: tuple[str, ...]) -> bool:
@@ -171,9 +123,8 @@ def _behind(frame: FrameType | None, library: tuple[str, ...]) -> bool:
         name = frame.f_code.co_filename
         if name.startswith(ANSWER) or not name.startswith(("<", *library)):
             return True
-        if name.startswith(("<frozen importlib", *library)) and (
-            not name.startswith(standard) or "site-packages" in name
-        ):
+        own = name.startswith(standard) and "site-packages" not in name
+        if name != _GUARDS and not own and name.startswith(("<frozen importlib", *library)):
             return False
         frame = frame.f_back
     return False

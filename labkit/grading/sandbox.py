@@ -27,6 +27,7 @@ from labkit.paths import DATA, ROOT
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _SETTINGS = ("ld.so.cache", "ld.so.conf", "alternatives", "localtime", "fonts", "mime.types")  # in /etc
 _PROBE_S = 20.0
+HOME = "/tmp/home"  # a submission's, inside the walls
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def command(arguments: list[str], limits: Limits, trust: bool) -> list[str]:
     return python if trust else [shutil.which("bwrap") or "bwrap", *_walls(limits), *python]
 
 
-def environment(home: str = "/tmp/home") -> dict[str, str]:
+def environment(home: str = HOME) -> dict[str, str]:
     """The variables of a submission's process: few, and none of the teacher's."""
     return {
         "HOME": home,
@@ -127,8 +128,8 @@ def _walls(limits: Limits) -> Iterator[str]:
     yield from ("--ro-bind", str(ROOT / "labkit"), str(ROOT / "labkit"), "--ro-bind", str(DATA), str(DATA))
     size = str(limits.file_mib << 20)
     yield from ("--proc", "/proc", "--dev", "/dev")
-    yield from ("--size", size, "--tmpfs", "/dev/shm", "--size", size, "--tmpfs", "/tmp", "--dir", "/tmp/home")
-    yield from ("--remount-ro", "/", "--chdir", "/tmp/home")
+    yield from ("--size", size, "--tmpfs", "/dev/shm", "--size", size, "--tmpfs", "/tmp", "--dir", HOME)
+    yield from ("--remount-ro", "/", "--chdir", HOME)
 
 
 def _python() -> list[Path]:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -143,17 +143,18 @@ def sharded_ranks(world_size: int, fn: Callable, *args: Any, seconds: float = 60
     if dist.is_initialized():
         raise LabError("This process is a rank already.", "Call destroy_process_group() first.")
     isolation: Any = torch._C._distributed_c10d._set_thread_isolation_mode  # type: ignore[attr-defined]
-    ranks, joined = _Ranks(world_size, fn, args), threaded.Collective.join
+    ranks, collective = _Ranks(world_size, fn, args), cast(Any, threaded.Collective)
+    joined = collective.join
     isolation(True)
     threaded._install_threaded_pg()
-    ranks.join, threaded.Collective.join = joined, lambda *args: ranks.meet(*args)
+    ranks.join, collective.join = joined, lambda *args: ranks.meet(*args)
     try:
         for thread in ranks.threads:
             thread.start()
         ranks.watch(seconds)
     finally:
         ranks.end()
-        threaded.Collective.join = joined
+        collective.join = joined
         threaded.ProcessLocalGroup.reset()
         threaded._uninstall_threaded_pg()
         isolation(False)

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.grading.lab import Lab
-from labkit.grading.needed import names
+from labkit.grading.needed import names, needed_cells
 from labkit.grading.outcome import CellOutcome, Outcome
 from labkit.grading.rebuild import Rebuilt, Step
 from labkit.grading.sandbox import Limits
+from labkit.grading.subset import imported
 from labkit.grading.walled import Ended, Walled
 
 MOST_RESTARTS = 12
@@ -58,14 +59,16 @@ def run_submission(
         KeyboardInterrupt: `stop` was set.
     """
     begin = time.monotonic()
-    steps = [step for step in rebuilt.steps if step.kind != "test" or only in ("", step.exercise)]
+    needed = set(needed_cells(lab))
+    steps = [step for step in rebuilt.steps if step.kind != "own" or step.label in needed]
+    steps = [step for step in steps if step.kind != "test" or only in ("", step.exercise)]
     outcome = Outcome(student, lab.path.parent.name, digest, notes=list(rebuilt.notes))
     for step in steps:
         if step.kind == "test":
             outcome.cells[step.label] = CellOutcome(0.0, step.points, "was not reached", "was not reached")
     progress = _Progress(outcome, begin + limits.total_s)
-    shared, preload = _shared(steps), _imports(steps)
-    while _run_once(steps, shared, preload, progress, limits, trust, stop):
+    shared, modules = _shared(steps), {"preload": _imports(steps), "extra": sorted(lent(lab))}
+    while _run_once(steps, shared, modules, progress, limits, trust, stop):
         outcome.restarts += 1
         if outcome.restarts > MOST_RESTARTS or time.monotonic() > progress.until:
             outcome.notes.append("Grading was given up: too many cells ended the process, or the time was over.")
@@ -78,7 +81,7 @@ def run_submission(
 def _run_once(
     steps: list[Step],
     shared: set[str],
-    preload: list[str],
+    modules: dict[str, list[str]],
     progress: _Progress,
     limits: Limits,
     trust: bool,
@@ -86,7 +89,7 @@ def _run_once(
 ) -> bool:
     """Run what is left in one process; whether another one must go on."""
     outcome = progress.outcome
-    with Walled(limits, preload, trust, stop) as process:
+    with Walled(limits, modules, trust, stop) as process:
         try:
             for step in _left(steps, progress):
                 seconds = min(limits.cell_s, progress.until - time.monotonic())
@@ -153,6 +156,11 @@ def _shared(steps: Iterable[Step]) -> set[str]:
         found |= new
         wanted |= set().union(*(own[label][1] for label in new))
     return found
+
+
+def lent(lab: Lab) -> set[str]:
+    """The libraries' modules that answers may import beyond the usual: those that the lab shows that it imports."""
+    return imported(cell.visible_source for cell in lab.cells if cell.type == "code" and not cell.solution)
 
 
 def _imports(steps: Iterable[Step]) -> list[str]:

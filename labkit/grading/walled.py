@@ -22,7 +22,7 @@ from typing import IO, Any
 import psutil
 
 from labkit.errors import LabError
-from labkit.grading.sandbox import Limits, command, environment
+from labkit.grading.sandbox import HOME, Limits, command, environment
 
 _START_S = 120.0
 _END_S = 10.0
@@ -49,15 +49,20 @@ class Ended(Exception):
 class Walled:
     """A context manager: the process runs inside, and is gone outside.
 
+    Args:
+        modules: "preload", to import before the first cell, and "extra", which answers may import.
+
     Attributes:
         peak_mib: the largest memory of its processes together so far, in MiB.
     """
 
-    def __init__(self, limits: Limits, preload: list[str], trust: bool, stop: threading.Event | None) -> None:
+    def __init__(
+        self, limits: Limits, modules: dict[str, list[str]], trust: bool, stop: threading.Event | None
+    ) -> None:
         self.limits, self.stop, self.peak_mib = limits, stop, 0.0
         self._replies: queue.Queue[str] = queue.Queue(_MOST_FOREIGN)  # a full one holds the writer up
         self._home = Path(tempfile.mkdtemp(prefix="labkit-submission-")) if trust else None
-        home = str(self._home) if self._home else "/tmp/home"
+        home = str(self._home) if self._home else HOME
         self.process = subprocess.Popen(
             command(["-m", "labkit.grading.cell_runner"], limits, trust),
             stdin=subprocess.PIPE,
@@ -70,7 +75,7 @@ class Walled:
         # A thread, because a pipe has no time-out on Windows.
         threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
         self._head = {
-            "preload": preload,
+            **modules,
             "memory_mib": int(limits.memory_gib * 1024),
             "file_mib": limits.file_mib,
             "open_files": limits.open_files,

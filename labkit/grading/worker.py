@@ -30,7 +30,7 @@ import random
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -177,11 +177,18 @@ def _run(label: str, code: str, namespace: dict[str, Any], max_points: float | N
     return {"points": points, "error": error[:MAX_TEXT], "stdout": out.getvalue()[:MAX_TEXT]}
 
 
-def execute(name: str, code: str, namespace: dict[str, Any], shown: bool = True) -> Any:
-    """Run a cell and return the value of its last expression, as a notebook would show it."""
+def execute(
+    name: str,
+    code: str,
+    namespace: dict[str, Any],
+    shown: bool = True,
+    change: Callable[[ast.Module], ast.Module] | None = None,
+) -> Any:
+    """Run a cell, or what `change` makes of it, and return the value of its last expression, as a notebook shows it."""
     if shown:
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)  # for tracebacks, inspect
     tree = ast.parse(code, name)
+    tree = change(tree) if change else tree
     last = tree.body[-1] if tree.body and not code.rstrip().endswith(";") else None
     if not isinstance(last, ast.Expr):
         exec(compile(tree, name, "exec"), namespace)

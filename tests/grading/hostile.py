@@ -1,145 +1,13 @@
-"""Broken and hostile submissions of the small lab, each with what grading it has to give.
+"""Hostile submissions of the small lab, each with what grading it has to give.
 
-An answer stands in `def mean(values):`. Full marks are 3: 1 for the visible test, 2 for the hidden one. Some answers
-are right if, and only if, their attack found nothing: they earn full marks behind good walls.
+Answers are marked in a part of Python in which most of this cannot be written (`test_subset.py`). These run in all of
+Python, so that what stands behind is tried: the watch over the libraries, the audit hook, the walls of the sandbox.
+Under the grader as it is, none of them earns more.
 """
 
 from __future__ import annotations
 
-import json
-import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import nbformat
-from nbformat.v4 import new_code_cell
-
-from labkit.grading.lab import Lab
-from labkit.grading.outcome import Submission
-
-from .small_lab import small_lab
-
-RIGHT = "return sum(values) / len(values)"
-WRONG = "return 0"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A submission's bytes, the points it must get, and text that must stand in its errors or notes."""
-
-    raw: bytes
-    points: float
-    says: str = ""
-    restarts: int = 0
-
-
-def notebook(
-    answer: str = RIGHT, before: str = "", extra: str = "", change: Callable[[Any], None] | None = None
-) -> bytes:
-    """The released small lab with `answer` in mean, `before` above it in its cell, and `extra` in a cell of its own."""
-    released = Lab.from_notebook(small_lab()).stub()
-    body = textwrap.indent(textwrap.dedent(answer).strip(), "    ")
-    released.cells[2].source = f"{textwrap.dedent(before).strip()}\ndef mean(values):\n{body}"
-    if extra:
-        released.cells.insert(2, new_code_cell(textwrap.dedent(extra).strip()))
-    if change:
-        change(released)
-    return nbformat.writes(released).encode()
-
-
-def submission(raw: bytes, student: str = "mallory") -> Submission:
-    return Submission(student, raw=raw)
-
-
-def _cell(released: Any, grade_id: str) -> Any:
-    return next(c for c in released.cells if c.metadata.get("nbgrader", {}).get("grade_id") == grade_id)
-
-
-def _soften(released: Any) -> None:
-    for grade_id in ("ex1-mean-test", "ex1-mean-hidden"):
-        _cell(released, grade_id).source = "assert True"
-
-
-def _remove(released: Any) -> None:
-    released.cells = [c for c in released.cells if not c.metadata.get("nbgrader", {}).get("locked")]
-
-
-def _raise_points(released: Any) -> None:
-    for cell in released.cells:
-        if cell.metadata.get("nbgrader", {}).get("grade"):
-            cell.metadata.nbgrader.points = 1000
-
-
-def _twice(released: Any) -> None:
-    copy = nbformat.from_dict(_cell(released, "ex1-mean"))
-    copy.source = f"def mean(values):\n    {RIGHT}"
-    released.cells.append(copy)
-
-
-def _invent_outputs(released: Any) -> None:
-    for cell in released.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=1)]
-
-
-def _other_kernel(released: Any) -> None:
-    released.metadata.kernelspec = {"name": "ir", "display_name": "R", "language": "R"}
-
-
-def _strip_metadata(released: Any) -> None:
-    for cell in released.cells:
-        cell.metadata = nbformat.from_dict({})
-        cell.pop("id", None)
-
-
-def _surrogate(released: Any) -> None:
-    _cell(released, "ex1-mean").source += "\n    # \ud800"
-
-
-def _version_3() -> bytes:
-    return json.dumps({"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": [{"cells": []}]}).encode()
-
-
-def _version_9() -> bytes:
-    return json.dumps({**json.loads(notebook()), "nbformat": 9}).encode()
-
-
-def _odd_cells() -> bytes:
-    data = json.loads(notebook())
-    odd: list[Any] = [None, 7, "x", {"cell_type": 3}, {"cell_type": "code", "source": {"a": 1}, "metadata": []}]
-    odd += [
-        {"cell_type": "code", "source": ["a", 1]},
-        {"cell_type": "code", "source": "1", "metadata": {"nbgrader": 5}},
-    ]
-    data["cells"] = odd + data["cells"]
-    return json.dumps(data).encode()
-
-
-BROKEN = {
-    "empty": Case(b"", 0, "an empty file"),
-    "white space": Case(b" \n", 0, "an empty file"),
-    "not JSON": Case(b"dear teacher,", 0, "not JSON"),
-    "not UTF-8": Case(b"\xff\xfe\x00\x01", 0, "not JSON"),
-    "nested without end": Case(b"[" * 200_000, 0, "not JSON"),
-    "a list": Case(b"[1, 2]", 0, "no list of cells"),
-    "nbformat 3": Case(_version_3(), 0, "nbformat 3"),
-    "nbformat 9": Case(_version_9(), 3),
-    "cells of odd types": Case(_odd_cells(), 3),
-    "too large": Case(b" " * 20_000_001 + b"{}", 0, "20 MB"),
-    "too much source": Case(notebook(extra="x = '" + "a" * 200_001 + "'"), 0, "characters of code"),
-    "another kernel": Case(notebook(change=_other_kernel), 3),
-    "no metadata": Case(notebook(change=_strip_metadata), 3, "No answer cell was found for ex1-mean"),
-    "a lone surrogate": Case(notebook().replace(b"    return sum", b"    # \\\\ud800\\n    return sum", 1), 3),
-    "softened tests": Case(notebook(WRONG, change=_soften), 0, "ex1-mean-test was changed"),
-    "removed tests": Case(notebook(WRONG, change=_remove), 0),
-    "removed tests, right": Case(notebook(change=_remove), 3),
-    "raised points": Case(notebook(change=_raise_points), 3),
-    "an id twice": Case(notebook(WRONG, change=_twice), 0, "more than once"),
-    "invented outputs": Case(notebook(WRONG, change=_invent_outputs), 0),
-    "not Python": Case(notebook("return ("), 0, "SyntaxError"),
-    "null bytes": Case(notebook("x = '\x00'\n" + RIGHT), 0, "null bytes"),
-}
+from .submissions import RIGHT, WRONG, Case, notebook
 
 FILL = "n = 0\nwhile True:\n    open(f'{where}/{n}', 'wb').write(bytes(1 << 24)); n += 1"
 SLEEPER = "import threading, time; threading.Thread(target=lambda: time.sleep(99)).start()"
@@ -208,17 +76,17 @@ HOSTILE = {
     "a thread goes on": Case(notebook(before=SLEEPER), 0, "thread", 1),
     "a thread started in the test": Case(notebook(SLEEPER + "; " + RIGHT), 0, "thread", 2),
     "equals everything": Case(
-        notebook("return Same()", before="class Same:\n    def __eq__(self, other): return True"), 0, "Same.__eq__"
+        notebook("return Same()", before="class Same:\n    def __eq__(self, other): return True"), 0, "__eq__"
     ),
     "equals everything, made late": Case(
-        notebook("return type('Same', (float,), {'__eq__': lambda a, b: True})(0)"), 0, "Same.__eq__"
+        notebook("return type('Same', (float,), {'__eq__': lambda a, b: True})(0)"), 0, "__eq__"
     ),
     "a library's object that equals everything": Case(
-        notebook("from unittest.mock import ANY; return ANY"), 0, "_ANY.__eq__"
+        notebook("from unittest.mock import ANY; return ANY"), 0, "__eq__"
     ),
-    "hides it in a list": Case(notebook("from unittest.mock import ANY; return [ANY][0]"), 0, "_ANY.__eq__"),
+    "hides it in a list": Case(notebook("from unittest.mock import ANY; return [ANY][0]"), 0, "__eq__"),
     "puts it into what it was given": Case(
-        notebook("from unittest.mock import ANY; values[:] = [ANY, [ANY]]; return 2"), 0, "_ANY.__eq__"
+        notebook("from unittest.mock import ANY; values[:] = [ANY, [ANY]]; return 2"), 0, "__eq__"
     ),
     "forges where its class comes from": Case(
         notebook(
@@ -227,30 +95,14 @@ HOSTILE = {
             "Same.__module__ = 'random'; random.Same = Same",
         ),
         0,
-        "Same.__eq__",
+        "__eq__",
     ),
     "takes its __eq__ away when it was asked": Case(
         notebook(
             "class Same:\n    def __eq__(self, other):\n        del Same.__eq__\n        return True\nreturn Same()"
         ),
         0,
-        "Same.__eq__",
-    ),
-    "reaches the grader through what prints": Case(
-        notebook(WRONG, before="import sys, operator; operator.attrgetter('write.__glo' + 'bals__')(type(sys.stdout))"),
-        0,
-        "attrgetter",
-    ),
-    "reaches it by a pattern": Case(
-        notebook("import sys, types\nmatch type(sys.stdout).write:\n    case types.FunctionType(__globals__=g): pass"),
-        0,
-        "__globals__",
-    ),
-    "asks IPython for a frame": Case(
-        notebook("from IPython.utils.frame import extract_module_locals as e; return e(1)"), 0, "IPython"
-    ),
-    "writes into Python's own 3": Case(
-        notebook("class A: pass\na = A(); a.__array_interface__ = {}\n" + RIGHT), 0, "__array_interface__"
+        "__eq__",
     ),
     "unpickles": Case(notebook("import pickle; pickle.loads(b'cos\\nsystem\\n.'); " + RIGHT), 0, "pickle"),
     "patches builtins": Case(
@@ -273,20 +125,11 @@ HOSTILE = {
     ),
     "names frames": Case(notebook("import sys; return sys._getframe(1).f_locals"), 0, "_getframe"),
     "asks inspect": Case(notebook("import inspect; return inspect.stack()"), 0, "inspect"),
-    "asks logging": Case(
-        notebook("import logging; f = getattr(logging, 'current' + 'frame')(); " + RIGHT), 0, "currentframe"
-    ),
-    "takes a traceback's frame": Case(
-        notebook("try: 1 / 0\nexcept Exception as e: f = getattr(e.with_traceback, '__se' + 'lf__')\n" + RIGHT),
-        0,
-        "__self__",
-    ),
     "walks all objects": Case(notebook("import gc; gc.get_objects(); " + RIGHT), 0, "gc"),
     "traces": Case(notebook("import sys; sys.settrace(lambda *a: None); " + RIGHT), 0, "sys.settrace"),
     "writes memory": Case(notebook("import ctypes; ctypes.string_at(0); " + RIGHT), 0, "ctypes"),
     "reads its memory file": Case(notebook("open('/proc/self/mem', 'rb'); " + RIGHT), 0, "open"),
-    "adds a hook": Case(notebook("import sys; getattr(sys, 'add' + 'audithook')(print); " + RIGHT), 0, "addaudithook"),
-    "handles signals": Case(notebook("import signal; signal.alarm(1); " + RIGHT), 0, "signal"),
+    "adds a hook": Case(notebook("import sys; getattr(sys, 'add' + 'audithook')(print); " + RIGHT), 3),
     "asks for IPython": Case(notebook("get_ipython().kernel.do_shutdown(False)"), 0, "get_ipython"),
     "replaces names of the lab": Case(notebook(WRONG, extra="def mean(values): return 2\nassert_ = print = None"), 0),
     "executes text": Case(notebook("return eval('sum(values)') / len(values)"), 0, "eval"),
@@ -338,7 +181,7 @@ TENSORS = {
             "    __torch_function__ = classmethod(__torch_function__)",
         ),
         0,
-        "Same.__torch_function__",
+        "__torch_function__",
     ),
     "a mode that answers for torch": Case(
         notebook(

@@ -13,8 +13,8 @@ import time
 import psutil
 import pytest
 
-from .hostile import WRONG, notebook
 from .small_course import NAME
+from .submissions import WRONG, notebook
 from .test_hostile import needs_walls
 
 HONEST = [f"honest{n}" for n in range(5)]

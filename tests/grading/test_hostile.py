@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -12,15 +13,17 @@ import psutil
 import pytest
 
 from labkit.errors import LabError
-from labkit.grading import sandbox
+from labkit.grading import sandbox, supervise
 from labkit.grading.lab import Lab
 from labkit.grading.rebuild import rebuild
 from labkit.grading.sandbox import Limits, ready
 from labkit.grading.supervise import run_submission
 from labkit.paths import LESSONS, ROOT
 
-from .hostile import BROKEN, HOSTILE, RIGHT, TENSORS, notebook, submission
+from .broken import BROKEN
+from .hostile import HOSTILE, TENSORS
 from .small_lab import small_lab
+from .submissions import RIGHT, notebook, submission
 
 LIMITS = Limits(cell_s=3, total_s=60, memory_gib=1, file_mib=64, open_files=64, threads=64)
 
@@ -45,13 +48,22 @@ def graded(lab, raw, **more):
     return run_submission(lab, rebuild(lab, submission(raw)), "mallory", "digest", LIMITS, **more)
 
 
+@contextlib.contextmanager
+def all_of_python():
+    """Answers run in all of Python, so that what stands behind the smaller one is tried."""
+    plain = supervise._job
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervise, "_job", lambda step, shared: plain(step, shared) | {"unguarded": True})
+        yield
+
+
 @pytest.fixture(scope="module")
 def outcomes(lab):
-    """All cases, two at a time, with an honest student between any two."""
+    """All cases in all of Python, two at a time."""
     os.environ["LABKIT_SECRET"] = "the teacher's"
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     files = _files()
-    with ThreadPoolExecutor(2) as pool:
+    with all_of_python(), ThreadPoolExecutor(2) as pool:
         found = dict(zip(HOSTILE, pool.map(lambda case: graded(lab, case.raw), HOSTILE.values()), strict=True))
     del os.environ["LABKIT_SECRET"]
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
@@ -75,7 +87,20 @@ def test_a_hostile_submission_gets_what_it_earned(outcomes, name):
 
 
 @needs_walls
-def test_tensors_cannot_be_faked(tmp_path):
+def test_what_answers_are_written_in_leaves_nothing_to_gain(lab):
+    """The same as the grader runs it: never more points, no other process needed, and a sentence that says why."""
+    quick = {name: case for name, case in HOSTILE.items() if not case.restarts}
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(quick, pool.map(lambda case: graded(lab, case.raw), quick.values()), strict=True))
+    for name, case in quick.items():
+        told = [cell.error for cell in found[name].cells.values()]
+        assert found[name].points <= case.points and not found[name].restarts, f"{name}: {told}"
+        assert found[name].points == 3 or any(told), name
+
+
+@needs_walls
+@pytest.mark.parametrize("unguarded", [True, False])
+def test_tensors_cannot_be_faked(tmp_path, unguarded):
     plain = small_lab()
     plain.cells[0].source = "import torch"
     plain.cells[3].source = "assert torch.equal(mean(torch.tensor([1.0, 3.0])), torch.tensor(2.0)), 'the mean is 2'"
@@ -83,11 +108,11 @@ def test_tensors_cannot_be_faked(tmp_path):
         "mean([2, 2, 5]) == 3", "torch.equal(mean(torch.tensor([2.0, 2.0, 5.0])), torch.tensor(3.0))"
     )
     lab = Lab.from_notebook(plain, tmp_path / "lab.ipynb")
-    with ThreadPoolExecutor(2) as pool:
+    with all_of_python() if unguarded else contextlib.nullcontext(), ThreadPoolExecutor(2) as pool:
         found = dict(zip(TENSORS, pool.map(lambda case: graded(lab, case.raw), TENSORS.values()), strict=True))
     for name, case in TENSORS.items():
         told = " ".join([*found[name].notes, *(cell.error for cell in found[name].cells.values())])
-        assert found[name].points == case.points and case.says in told, f"{name}: {told}"
+        assert found[name].points == case.points and (case.says in told or not unguarded), f"{name}: {told}"
 
 
 @needs_walls
@@ -103,9 +128,8 @@ def test_a_hidden_test_is_not_shown_to_the_student(lab):
     hidden = outcome.cells["ex1-mean-hidden"]
     assert "[2, 2, 5]" in hidden.error
     assert hidden.shown == "A hidden test: ValueError in your cell ex1-mean, line 3: raise ValueError(repr(values))"
-    assert (
-        graded(lab, notebook("return 2")).cells["ex1-mean-hidden"].shown == "A hidden test: the count is not always 2"
-    )
+    told = graded(lab, notebook("return 2")).cells["ex1-mean-hidden"].shown
+    assert told == "A hidden test: the count is not always 2"
 
 
 @needs_walls
@@ -131,7 +155,8 @@ for where in (("127.0.0.1", {port}), ("192.0.2.1", 80)):
     except OSError: continue
     raise RuntimeError(f"connected to {{where}}")
 {RIGHT}"""
-        assert graded(lab, notebook(answer)).points == 3
+        with all_of_python():
+            assert graded(lab, notebook(answer)).points == 3
         with pytest.raises(TimeoutError):
             server.accept()
 
@@ -142,7 +167,8 @@ def test_files_of_the_class_do_not_exist_inside(lab, tmp_path):
     secret.write_text("marks")
     paths = [str(secret), str(LESSONS), str(ROOT / "tests"), str(ROOT / "README.md"), str(Path.home() / ".ssh")]
     answer = f"import os; assert not any(map(os.path.exists, {paths!r})); {RIGHT}"
-    assert graded(lab, notebook(answer)).points == 3
+    with all_of_python():
+        assert graded(lab, notebook(answer)).points == 3
 
 
 @needs_walls
