@@ -16,21 +16,22 @@ from labkit.paths import MY_LABS
 
 def check(name: str, seconds: float) -> int:
     """Run the notebook at `name`, or the learner's copy of a lesson's lab; returns 1 when a visible test fails."""
-    from labkit.grading.score import grade
+    from labkit.grading.score import grade_all
 
     lab = _read(name)
     terminal = console()
     if not lab.exercises:
         raise LabError(f"{name} has no exercises: it is no lab.", "Name a lab's notebook, or a lesson such as 06.")
     with terminal.status("Running your notebook from its first cell"):
-        score = grade(lab, seconds=seconds)
+        score = grade_all(lab, {"": {}}, seconds, only_needed=True)[""]
     failed = hidden = 0.0
     for exercise in lab.exercises:
         visible = [cell for cell in exercise.tests if cell.is_visible_test]
         hidden += sum(cell.points for cell in exercise.tests if _hides(cell))
         errors = [score.cells[cell.grade_id].error for cell in visible if score.cells[cell.grade_id].lost]
         failed += len(errors)
-        _say(terminal, exercise, errors)
+        refused = score.errors.get(exercise.id, "").partition("OutsideError: ")[2]
+        _say(terminal, exercise, [refused] if refused else errors)
     terminal.print(_end(int(failed), hidden), soft_wrap=True)
     return FAILED if failed else 0
 

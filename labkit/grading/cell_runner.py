@@ -31,7 +31,7 @@ from typing import Any
 from labkit.grading.guards import Guards
 from labkit.grading.integrity import Classes, Guard, Watch, leave_modes, modes, plain_builtins
 from labkit.grading.jail import ANSWER, answers_in_threads, library_folders, lock, seal
-from labkit.grading.subset import guarded, problems, without_magics
+from labkit.grading.subset import guarded, outside, problems, without_magics
 from labkit.grading.told import Told
 from labkit.grading.worker import MAX_TEXT, describe, execute, points_of, private_streams
 
@@ -93,7 +93,9 @@ class Runner:
         module = types.ModuleType("__main__")
         self.answers = vars(module)
         sys.modules["__main__"] = module
-        self.library, self.extra, self.guards = library_folders(), extra, Guards(extra)
+        self.library, self.extra = library_folders(), extra
+        self.guards = Guards(extra, lambda name: name.startswith(ANSWER))
+        self.answers["__builtins__"] = self.guards.builtins()
         self.classes: Classes | None = None
         self.watch: Watch | None = None
         self.told = Told()
@@ -118,7 +120,7 @@ class Runner:
             self.lab.pop(name, None)
         found = [] if job.get("unguarded") else problems(code, self.extra)
         if found:
-            error = shown = f"The grader does not run answers with {', '.join(found[:5])}: see the students' guide."
+            error = shown = outside(found)
         else:
             entered = modes()
             error, shown = self._run_answer(label, code, bool(job.get("unguarded")))
@@ -134,13 +136,12 @@ class Runner:
 
     def _run_answer(self, label: str, code: str, unguarded: bool) -> tuple[str, str]:
         name = f"{ANSWER}{label}>"
-        plain = plain_builtins()
         self.told.note(name, code)
-        self.answers["__builtins__"] = plain if unguarded else self.guards.builtins(plain)
+        if unguarded:
+            self.answers["__builtins__"] = plain_builtins()
         self.guards.at_cell = True
         try:
-            change = None if unguarded else guarded
-            return self._try(lambda: execute(name, code, self.answers, change=change))[:2]
+            return self._try(lambda: execute(name, code, self.answers, change=None if unguarded else guarded))[:2]
         finally:
             self.guards.at_cell = False
 
@@ -152,7 +153,6 @@ class Runner:
         before = watch.values() if watch else []
         error, shown, value = self._try(lambda: execute(label, code, self.lab, shown=not job["hidden"]), watch, before)
         if job["shared"]:
-            self.answers["__builtins__"] = plain_builtins()  # the lab's own functions keep these
             self._try(lambda: execute(label, code, self.answers))
         if self.classes is not None:
             self._look(self.classes)

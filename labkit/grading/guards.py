@@ -11,6 +11,7 @@ import dataclasses
 import os
 import re
 import string
+import sys
 import types
 import weakref
 from collections.abc import Callable, Collection
@@ -19,6 +20,7 @@ from typing import Any
 
 from labkit.grading.subset import (
     MODULES,
+    NAME,
     READ,
     REMOVED,
     WRITE,
@@ -33,6 +35,7 @@ from labkit.grading.subset import (
 _SWITCHED_OFF = ("labkit", "peft", "bitsandbytes", "torch.utils.checkpoint", "torch.autograd.graph")
 _ASKED = frozenset(("format", "format_map"))
 _NONE = object()
+_REMOVED = tuple(vars(builtins)[name] for name in sorted(REMOVED) if hasattr(builtins, name))
 
 
 class Guards:
@@ -40,31 +43,41 @@ class Guards:
 
     Args:
         extra: modules that answers may import beyond the usual.
+        is_answers: whether a code's file name is an answer's; other code that shares its names is not held up.
 
     Attributes:
         own: the classes that answers have made.
         at_cell: whether an answer's cell runs now, and not an answer that a test has called.
     """
 
-    def __init__(self, extra: Collection[str]) -> None:
+    def __init__(self, extra: Collection[str], is_answers: Callable[[str], bool]) -> None:
+        self._is_answers_file = is_answers
         self.extra, self.own, self.at_cell = frozenset(extra), weakref.WeakSet[type](), False
         self._parts: dict[str, types.ModuleType] = {}
 
-    def builtins(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """Python's names for answers."""
-        own = {
-            READ: self.read,
-            WRITE: self.write,
+    def builtins(self) -> dict[str, Any]:
+        """Python's names, for global names that answers use."""
+        own: dict[str, Callable] = {
             "__import__": self.import_,
-            "__build_class__": self.build_class,
             "getattr": self.getattr,
             "hasattr": lambda owner, name: self.getattr(owner, name, _NONE) is not _NONE,
             "setattr": lambda owner, name, value: setattr(self.write(owner, name), name, value),
             "delattr": lambda owner, name: delattr(self.write(owner, name), name),
             "open": _open,
-            "display": print,
         }
-        return plain | own | {name: _removed(name) for name in REMOVED if name in plain}
+        plain = dict(vars(builtins))
+        named = {name: self._for_answers(call, plain[name]) for name, call in own.items()}
+        made = {"__build_class__": self.build_class, NAME: _name, READ: self.read, WRITE: self.write, "display": print}
+        return plain | named | made
+
+    def _for_answers(self, own: Callable, plain: Callable) -> Callable:
+        """`own` where an answer calls, and Python's function where other code does."""
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            by_answer = self._is_answers_file(sys._getframe(1).f_code.co_filename)
+            return (own if by_answer else plain)(*arguments, **named)
+
+        return call
 
     def read(self, owner: Any, name: str) -> Any:
         """`owner.name`, where an answer may read it."""
@@ -170,11 +183,11 @@ def _called(owner: Any) -> str:
     return type.__getattribute__(owner, "__name__") if isinstance(owner, type) else owner.__name__
 
 
-def _removed(name: str) -> Callable:
-    def call(*_: Any, **__: Any) -> Any:
-        raise OutsideError(f"The grader does not run answers that use {name}().")
-
-    return call
+def _name(value: Any) -> Any:
+    """What a name stands for, where that is not one of Python's functions that run text or show all names."""
+    if any(value is removed for removed in _REMOVED):
+        raise OutsideError(f"The grader does not run answers that use {value.__name__}().")
+    return value
 
 
 def _formatting(text: Any, name: str) -> Callable:

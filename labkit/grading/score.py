@@ -23,6 +23,7 @@ from typing import Any
 
 from labkit.grading.lab import CODE_STUB, Lab
 from labkit.grading.needed import affected_cells, needed_cells
+from labkit.grading.subset import lent
 
 SECONDS_PER_CELL = 60.0
 _START_UP_SECONDS = 60.0
@@ -196,7 +197,12 @@ def _start(lab: Lab) -> subprocess.Popen[str]:
 
 
 def _write(process: subprocess.Popen[str], lab: Lab, cells: Cells, jobs: dict[str, Job]) -> None:
-    head = {"cells": cells, "graded": {c.grade_id: c.points for c in lab.graded_cells}}
+    head = {
+        "cells": cells,
+        "graded": {c.grade_id: c.points for c in lab.graded_cells},
+        "answers": [item.id for item in lab.exercises],
+        "extra": sorted(lent(lab)),
+    }
     assert process.stdin is not None
     try:
         process.stdin.writelines(json.dumps(item) + "\n" for item in [head, *jobs.values()])

@@ -17,7 +17,9 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
 
-READ, WRITE = "<read>", "<write>"  # no identifiers, so no program can bind them
+from labkit.grading.lab import Lab
+
+NAME, READ, WRITE = "<name>", "<read>", "<write>"  # no identifiers, so no program can bind them
 
 _WHOLE = (
     "__future__ bisect cmath collections collections.abc copy decimal enum fractions heapq itertools json math numbers"
@@ -154,6 +156,16 @@ def problems(code: str, extra: Collection[str] = ()) -> list[str]:
     return list(found)
 
 
+def outside(found: list[str]) -> str:
+    """The sentence about what `problems` has found."""
+    return f"The grader does not run answers with {', '.join(found[:5])}: see the students' guide."
+
+
+def lent(lab: Lab) -> set[str]:
+    """The libraries' modules that answers may import beyond the usual: those that the lab shows that it imports."""
+    return imported(cell.visible_source for cell in lab.cells if cell.type == "code" and not cell.solution)
+
+
 def _in_node(node: ast.AST, extra: Collection[str], bound: set[str]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (f"import {a.name}" for a in node.names if not may_import(a.name, extra))
@@ -199,7 +211,7 @@ def guarded(tree: ast.Module) -> ast.Module:
 
 
 class _Guarded(ast.NodeTransformer):
-    """`a.b` becomes `<read>(a, "b")`, and `a.b = 1` becomes `<write>(a, "b").b = 1`."""
+    """`a.b` becomes `<read>(a, "b")`, `a.b = 1` becomes `<write>(a, "b").b = 1`, and `eval` becomes `<name>(eval)`."""
 
     def __init__(self) -> None:
         self._classes: list[str] = []
@@ -221,8 +233,22 @@ class _Guarded(ast.NodeTransformer):
         node.value = ast.copy_location(_call(WRITE, value, name), node)
         return node
 
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id not in REMOVED or not isinstance(node.ctx, ast.Load):
+            return node
+        return ast.copy_location(_call(NAME, node), node)
+
     def visit_MatchValue(self, node: ast.MatchValue) -> ast.AST:
-        """A pattern's value has to stay a name; it is only compared."""
+        """A pattern's value, class and keys have to stay names; they are only compared."""
+        return node
+
+    def visit_MatchClass(self, node: ast.MatchClass) -> ast.AST:
+        node.patterns = [self.visit(item) for item in node.patterns]
+        node.kwd_patterns = [self.visit(item) for item in node.kwd_patterns]
+        return node
+
+    def visit_MatchMapping(self, node: ast.MatchMapping) -> ast.AST:
+        node.patterns = [self.visit(item) for item in node.patterns]
         return node
 
     def _mangled(self, name: str) -> str:

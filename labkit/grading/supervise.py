@@ -20,7 +20,7 @@ from labkit.grading.needed import names, needed_cells
 from labkit.grading.outcome import CellOutcome, Outcome
 from labkit.grading.rebuild import Rebuilt, Step
 from labkit.grading.sandbox import Limits
-from labkit.grading.subset import imported
+from labkit.grading.subset import lent
 from labkit.grading.walled import Ended, Walled
 
 MOST_RESTARTS = 12
@@ -156,11 +156,6 @@ def _shared(steps: Iterable[Step]) -> set[str]:
         found |= new
         wanted |= set().union(*(own[label][1] for label in new))
     return found
-
-
-def lent(lab: Lab) -> set[str]:
-    """The libraries' modules that answers may import beyond the usual: those that the lab shows that it imports."""
-    return imported(cell.visible_source for cell in lab.cells if cell.type == "code" and not cell.solution)
 
 
 def _imports(steps: Iterable[Step]) -> list[str]:

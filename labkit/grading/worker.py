@@ -1,6 +1,7 @@
 """The process that runs a lab's cells. It reads jobs from its input and reports each cell as a JSON line.
 
-In:  {"cells": [[label, code], …], "graded": {label: points}} then one line per variant,
+In:  {"cells": [[label, code], …], "graded": {label: points}, "answers": [label, …], "extra": [module, …]} then one
+     line per variant,
      {"variant": name, "codes": {label: code}, "skip": [label, …]}.
 Out: {"variant", "cell", "event": "start"}, {"variant", "cell", "event": "end", "points", "error", "stdout"},
      and for each variant {"variant", "event": "done"} or {"variant", "event": "died", "code"}.
@@ -13,7 +14,8 @@ OpenMP's), and where the system cannot fork, variants run one after the other in
 
 A cell that raises does not stop the cells after it, as under nbgrader's autograder. Points follow nbgrader's
 `determine_grade`: an error or anything on stderr gives 0, a number as the last expression gives that many
-points, anything else gives all. This is no sandbox: run only code that you would run yourself.
+points, anything else gives all. Answers run in the part of Python in which they are marked (`labkit.grading.subset`).
+This is no sandbox: run only code that you would run yourself.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from labkit.grading.guards import Guards
+from labkit.grading.subset import OutsideError, guarded, outside, problems, without_magics
+
 MAX_TEXT = 4000
 
 
@@ -41,10 +46,40 @@ Job = dict[str, Any]
 Results = dict[str, dict[str, Any]]  # by label
 
 
+class _Answers:
+    """How answers run: in the part of Python in which they are marked.
+
+    Args:
+        labels: of the cells that hold answers.
+        extra: modules beyond the usual that they may import.
+    """
+
+    def __init__(self, labels: list[str], extra: list[str]) -> None:
+        self.names, self.extra = {f"<{label}>" for label in labels}, extra
+        self.guards = Guards(extra, self.names.__contains__)
+        self.builtins = self.guards.builtins()
+
+    def execute(self, label: str, code: str, namespace: dict[str, Any]) -> Any:
+        """Run a cell as `execute` does."""
+        name = f"<{label}>"
+        namespace["__builtins__"] = self.builtins
+        if name not in self.names:
+            return execute(name, code, namespace)
+        code = without_magics(code)
+        if found := problems(code, self.extra):
+            raise OutsideError(outside(found))
+        self.guards.at_cell = True
+        try:
+            return execute(name, code, namespace, change=guarded)
+        finally:
+            self.guards.at_cell = False
+
+
 def main() -> None:
     """Serve the jobs on standard input until it closes."""
     report, lines = private_streams()
     head = json.loads(lines.readline())
+    head["answers"] = _Answers(head["answers"], head["extra"])
     jobs = [json.loads(line) for line in lines]
     for job in _branch(report, head, jobs) if len(jobs) > 1 else jobs:
         _reset()
@@ -89,7 +124,7 @@ def _own_cells(
     for label, code in head["cells"]:
         yield [label, code]
         _send(report, waiting[0]["variant"], label, event="start")
-        results[label] = _run(label, code, namespace, head["graded"].get(label))
+        results[label] = _run(label, code, namespace, head)
 
 
 def _world() -> dict[str, Any]:
@@ -133,7 +168,7 @@ def _run_for(report: TextIO, head: dict[str, Any], job: Job, cell: Sequence[str]
     """Run one cell of a job, with the job's code if it has one for it."""
     label, code = cell
     _send(report, job["variant"], label, event="start")
-    result = _run(label, job["codes"].get(label, code), namespace, head["graded"].get(label))
+    result = _run(label, job["codes"].get(label, code), namespace, head)
     _send(report, job["variant"], label, event="end", **result)
 
 
@@ -164,11 +199,12 @@ def _reset() -> None:
         sys.modules["matplotlib.pyplot"].close("all")
 
 
-def _run(label: str, code: str, namespace: dict[str, Any], max_points: float | None) -> dict[str, Any]:
+def _run(label: str, code: str, namespace: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
+    max_points = head["graded"].get(label)
     out, err, error, value = io.StringIO(), io.StringIO(), "", None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            value = execute(f"<{label}>", code, namespace)
+            value = head["answers"].execute(label, code, namespace)
         except BaseException as problem:  # a cell that calls sys.exit must not end the run either
             error = describe(problem)
     if not error and max_points is not None and err.getvalue():

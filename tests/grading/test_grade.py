@@ -69,8 +69,16 @@ def test_a_hanging_answer_costs_only_itself(lab):
     assert time.monotonic() - started < 20
 
 
-def test_a_dying_process_costs_only_its_answer(lab):
-    scores = grade_all(lab, {"dies": {EX: "import os; os._exit(7)"}, "reference": {}})
+def lab_with(helpers):
+    """The small lab whose own first cell has functions that answers may call."""
+    notebook = small_lab()
+    notebook.cells[0].source = helpers
+    return Lab.from_notebook(notebook)
+
+
+def test_a_dying_process_costs_only_its_answer():
+    lab = lab_with("import os\ndef leave():\n    os._exit(7)")
+    scores = grade_all(lab, {"dies": {EX: "leave()"}, "reference": {}})
     assert "exit code 7" in scores["dies"].cells["ex1-mean-test"].error
     assert scores["reference"].points == 3
 
@@ -85,15 +93,16 @@ def test_a_lab_that_dies_when_it_runs_again_costs_those_that_still_wait(tmp_path
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are POSIX")
-def test_processes_that_an_answer_starts_end_with_it(lab, tmp_path):
+def test_processes_that_an_answer_starts_end_with_it(tmp_path):
     pid_file = tmp_path / "pid"
-    code = (
+    lab = lab_with(
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"open({str(pid_file)!r}, 'w').write(str(child.pid))\n"
-        "time.sleep(600)"
+        "def start():\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"    open({str(pid_file)!r}, 'w').write(str(child.pid))\n"
+        "    time.sleep(600)"
     )
-    grade(lab, {EX: code}, seconds=2)
+    grade(lab, {EX: "start()"}, seconds=2)
     pid = int(pid_file.read_text())
     for _ in range(50):
         if not _alive(pid):
@@ -118,13 +127,14 @@ FORKS = sys.platform == "linux"
 def test_variants_do_not_see_each_other(another_thread):
     """A name, a seed or a default that one answer sets must not reach the next, in copies of a process or in one."""
     notebook = small_lab()
-    notebook.cells[0].source = (THREAD if another_thread else "") + "import math, os, torch"
+    leak = "def leak():\n    math.pi = 3\n    globals()['leaked'] = 1"
+    notebook.cells[0].source = (THREAD if another_thread else "") + f"import math, os, torch\n{leak}"
     notebook.cells[3].source = (
-        "assert 'leak' not in globals(), 'a name leaked'\n"
+        "assert 'leaked' not in globals(), 'a name leaked'\n"
         "assert torch.ones(1).dtype == torch.float32, 'the default dtype leaked'\n"
         "print(os.getpid(), math.pi, torch.rand(1).item())"
     )
-    leaks = "torch.set_default_dtype(torch.float64); torch.manual_seed(5); math.pi = 3; globals()['leak'] = 1; "
+    leaks = "torch.set_default_dtype(torch.float64); torch.manual_seed(5); leak(); "
     variants = {name: {EX: leaks + f"return {name}"} for name in ("1", "2", "3")}
     scores = grade_all(Lab.from_notebook(notebook), {"reference": {}, **variants})
     assert scores["reference"].points == 3

@@ -11,8 +11,7 @@ import torch
 
 from labkit.grading.guards import Guards
 from labkit.grading.lab import Lab
-from labkit.grading.subset import OutsideError, guarded, imported, may_import, problems, without_magics
-from labkit.grading.supervise import lent
+from labkit.grading.subset import OutsideError, guarded, imported, lent, may_import, problems, without_magics
 from labkit.paths import LESSONS
 
 LABS = sorted(LESSONS.glob("*/lab.ipynb"))
@@ -45,7 +44,8 @@ WELCOME = {
     "attributes by name": "class A: x = 1\nassert getattr(A, 'x') == 1 and getattr(A(), 'y', 2) == 2\n"
     "setattr(A, 'y', 3)\nassert A.y == 3\ndelattr(A, 'y')\nassert not hasattr(A, 'y')",
     "patterns": "import torch\nmatch torch.float16:\n    case torch.float16: x = 1\n"
-    "match [1, {'a': 2}]:\n    case [int(), {'a': y}]: pass\nassert (x, y) == (1, 2)",
+    "match [1, {'a': 2}, torch.ones(1)]:\n    case [int(real=1), {'a': y}, torch.Tensor(shape=s)]: pass\n"
+    "assert (x, y, s) == (1, 2, (1,))",
     "formats": "assert '{0:.2f} {x[0]} {0.real}'.format(1.5, x=[3]) == '1.50 3 1.5'\nassert f'{2.5:>6}' == '   2.5'",
     "a variable with a builtin's name": "vars = [1]\ndef f(input, help=2): return input + help\nassert f(vars[0]) == 3",
     "annotations": "import torch\ndef f(x: torch.Tensor, n: int = 2) -> 'torch.Tensor': return x * n\nf(torch.ones(1))",
@@ -113,6 +113,7 @@ LEADS_OUT = {  # seen when it runs
     "formats by the class": "str.format('{0.__class__}', 1)",
     "formats a frame": "def g(): yield\n'{0.gi_frame}'.format(g())",
     "eval under another name": "f = [eval][0]\nf('1')",
+    "vars where vars is a name elsewhere": "def f(vars): return vars\ndef g(x): return vars(x)\ng(print)",
     "opens a process": "open('/proc/self/mem', 'rb')",
     "opens by number": "open(3)",
     "opens what it is linked to": "open('/tmp/../proc/self/maps')",
@@ -122,10 +123,9 @@ LEADS_OUT = {  # seen when it runs
 
 
 def run(code, extra=(), at_cell=False):
-    plain = dict(vars(__import__("builtins")))
-    guards = Guards(extra)
+    guards = Guards(extra, "<answer x>".__eq__)
     guards.at_cell = at_cell
-    space = {"__name__": "__main__", "__builtins__": guards.builtins(plain)}
+    space = {"__name__": "__main__", "__builtins__": guards.builtins()}
     module = types.ModuleType("__main__")
     before, sys.modules["__main__"] = sys.modules["__main__"], module
     try:
@@ -186,6 +186,16 @@ def test_what_a_lab_switches_off_cannot_be_kept_from_before():
             run(code, extra, at_cell=True)
     with pytest.raises(OutsideError, match="inside your function"):
         run("from torch.utils.checkpoint import checkpoint", at_cell=True)
+
+
+def test_other_code_with_the_same_names_is_not_held_up():
+    guards = Guards((), "<answer x>".__eq__)
+    space = {"__name__": "__main__", "__builtins__": guards.builtins()}
+    lab = "import inspect\ndef f():\n    globals()['kept'] = eval('1')\n    return getattr(f, '__glo' + 'bals__')"
+    answer = "x = f()\ndef g():\n    return [i.real for i in [1]], (lambda y: y.imag)(1)\ny = g()"
+    exec(compile(lab, "lab", "exec"), space)
+    exec(compile(guarded(ast.parse(answer)), "<answer x>", "exec"), space)
+    assert space["x"] is space and space["kept"] == 1 and space["y"] == ([1], 0)
 
 
 def test_a_magic_keeps_the_lines_where_they_are():
