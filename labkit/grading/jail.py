@@ -50,7 +50,17 @@ _INNER_READ = frozenset("tb_frame gi_frame cr_frame ag_frame gi_code cr_code ag_
 _INNER_SET = frozenset("__code__ __defaults__ __kwdefaults__".split())
 # Standard modules that make functions from text, and those that look at frames, on the way of ordinary code.
 _MAKERS = ("dataclasses", "collections/__init__")
-_LOOKERS = (*_MAKERS, "typing", "enum", "abc", "contextlib", "functools", "warnings", "logging/__init__")
+_LOOKERS = (
+    *_MAKERS,
+    "grading/guards",
+    "typing",
+    "enum",
+    "abc",
+    "contextlib",
+    "functools",
+    "warnings",
+    "logging/__init__",
+)
 _OF_SOME = {"compile": _MAKERS, "exec": _MAKERS, "sys._getframe": _LOOKERS}
 
 
