@@ -79,12 +79,12 @@ class Engine:
         # Not the model: it is known by its store, which the hooks on its blocks lead to, and would never be freed.
         self.store, self.slots, self.moves = store, slots, moves
         self.device, self.bus = slots.bus.device, slots.bus
-        self._slot_bytes, self._every = slot_bytes, 0 if store.format.coded else write_back
+        self._slot_bytes = slot_bytes
         self.work = None
         if store.format.coded:
             self.work = torch.empty(store.largest[1], dtype=torch.uint8, device=self.device)
         self._found = _Found(store, [*slots.places] if self.work is None else [self.work], weights)
-        self._phases = phases([len(payload) for payload in store.payloads], self._every)
+        self.write_back_every(write_back)
         self._resident, self._resident_version = self._found.rest, moves.made
         self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
         self._relay: Relay | None = None
@@ -99,6 +99,11 @@ class Engine:
                 self._hooks.callback(hook.remove)
         last = blocks(model)[-1].register_forward_hook(lambda *_: self._need(TAIL))
         self._hooks.callback(last.remove)
+
+    def write_back_every(self, count: int) -> None:
+        """From the next sweep on, write back at every so many of a piece's uploads; nothing that is due is lost."""
+        self._every = 0 if self.store.format.coded else count
+        self._phases = phases([len(payload) for payload in self.store.payloads], self._every)
 
     # A pass has come to a place.
 

@@ -15,6 +15,7 @@ from their rows, all of a block's at its next upload, and goes on.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from labkit.memory.timeline import Timeline
 from labkit.tasks import Batch
 from labkit.zeroth.mezo import RESTORES, Mezo
 from labkit.zeroth.mezo_adapters import MezoLora
+from labkit.zeroth.offload.choose import MEASURED, Chooser
 from labkit.zeroth.offload.engine import Engine, Side
 from labkit.zeroth.offload.load import save
 from labkit.zeroth.offload.moves import LateExact, LateWalk, Moves
@@ -51,7 +53,8 @@ class ZoOffload(Mezo):
         parts: 1: blocks travel whole; 3: in thirds, so that slots are a third as large.
         slots: places for blocks, or parts of them, on the device. Two overlap upload and compute; where blocks are
             written back, the third lets the next upload begin meanwhile.
-        write_back: k: a block is written back at every k-th upload.
+        write_back: k: a block is written back at every k-th upload. "measured": the first thirty steps try some, and
+            the fastest stays (`labkit.zeroth.offload.choose`); the numbers are the same with each.
         transfer: format that crosses the bus: "" for that of the weights, or one of
             `labkit.zeroth.offload.formats`, in which blocks are never written back.
         folder: of a file that holds the blocks where host memory does not; "" for host memory.
@@ -64,7 +67,7 @@ class ZoOffload(Mezo):
 
     parts: int = 1
     slots: int = 3
-    write_back: int = 4
+    write_back: int | str = MEASURED
     transfer: str = ""
     folder: str = ""
     device: str = ""
@@ -81,9 +84,10 @@ class ZoOffload(Mezo):
 
     def _check(self) -> None:
         super()._check()
-        if not isinstance(self.write_back, int) or isinstance(self.write_back, bool) or self.write_back < 0:
+        whole = isinstance(self.write_back, int) and not isinstance(self.write_back, bool) and self.write_back >= 0
+        if not whole and self.write_back != MEASURED:
             cause = f"Blocks cannot be written back at every {self.write_back!r}-th upload."
-            raise LabError(cause, "Give a whole number, 1 for every upload, or 0 for none.")
+            raise LabError(cause, f'Give a whole number, 1 for every upload, 0 for none, or "{MEASURED}".')
         if self.restore not in RESTORES:
             raise UnknownNameError.among("restore", self.restore, RESTORES)
 
@@ -104,7 +108,10 @@ class ZoOffload(Mezo):
         slot = slot_of(weights) if self.slot_mib is None else round(self.slot_mib * 2**20)
         self._moves, store.versions = Moves(), [0] * len(store.pieces)
         places = Slots(store, bus, self.slots)
-        self._engine = Engine(model, store, places, weights, self._moves, slot, self.write_back)
+        fixed = self.write_back if isinstance(self.write_back, int) else 1
+        self._engine = Engine(model, store, places, weights, self._moves, slot, fixed)
+        tries = self.write_back == MEASURED and not store.format.coded
+        self.chooser = Chooser(self._engine.write_back_every) if tries else None
         store.engine = self._engine
         restore: LateWalk | LateExact = LateExact(weights, slot, self._moves, self._engine.flush)
         if self.restore == "walk":
@@ -175,8 +182,11 @@ class ZoOffload(Mezo):
 
     def _evaluate(self, seeds: list[int], batch: Batch) -> list[tuple[float, float]]:
         """Both sides of each direction, read at once."""
+        begin = time.perf_counter()
         found = self.queue(seeds, batch)
         values = torch.stack(found).tolist() if isinstance(found[0], Tensor) else list(map(float, found))
+        if self.chooser is not None:
+            self.chooser.note(time.perf_counter() - begin)
         return list(zip(values[::2], values[1::2], strict=True))
 
     def measured_step(self, batch: Batch, ledger: Ledger) -> Float[Tensor, ""]:
