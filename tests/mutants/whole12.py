@@ -187,12 +187,13 @@ SHARED_NAME = """
 class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        torch.last_codes = codes
+        global last_codes
+        last_codes = codes
         return F.linear(x, codes.dequantize(x.dtype))
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient @ torch.last_codes.dequantize(gradient.dtype)
+        return gradient @ last_codes.dequantize(gradient.dtype)
 
 h = F.linear(x, A.to(x.dtype))
 return Product.apply(x) + scaling * F.linear(h, B.to(x.dtype))
