@@ -50,7 +50,10 @@ def grade(
         trust: run without walls.
         due: the due date from now on, as `labkit.grading.late.due` reads it; lms: as `labkit.grading.intake.collect`.
 
-    Raises LabError for a wrong usage, no sandbox, nothing to grade, or a disk that is full.
+    A state of the lab that has not marked yet has to mark its own solutions right first.
+
+    Raises LabError for a wrong usage, no sandbox, nothing to grade, tests that fail the lab's own solutions, or a disk
+    that is full.
     """
     limits, workers = _limits(timeout, memory), _workers(workers)
     from labkit.grading import late
@@ -59,8 +62,12 @@ def grade(
     when = late.due(due) if due else None
     with opened(course, lab) as (book, the_lab, store):
         ready(trust)
-        todo, before = _todo(store, _collected(store, submissions, lms))
+        found = _collected(store, submissions, lms)
+        if not store.proven:
+            _prove(the_lab, limits, trust)
+            store.prove()
         book.refresh(the_lab)
+        todo, before = _todo(store, found)
         if due:
             late.set_due(book, store.name, when)
         known = f", {before} of them graded before" if before else ""
@@ -85,7 +92,7 @@ def again(
         exercise: its id, or the beginning of it.
 
     Raises:
-        LabError: as `grade`, and for an exercise that the lab does not have.
+        LabError: as `grade`, and for an exercise that the lab does not have; no mark is touched then.
     """
     limits, workers = _limits(timeout, memory), _workers(workers)
     from labkit.grading.sandbox import ready
@@ -102,11 +109,20 @@ def again(
                 f"Grade them first: labkit grade {store.name} --submissions DIR",
             )
         ready(trust)
+        _prove(the_lab, limits, trust, item.id)
         book.refresh(the_lab)
         told = f"{store.name}, {item.id}: {_count(len(todo), 'submission')}"
         if missing := sorted({who.student for who in received} - {who.student for who, _ in known}):
             told += f"\nNot graded yet, so not graded again: {_names(missing)}."
         return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
+
+
+def _prove(lab: Lab, limits: Any, trust: bool, exercise: str = "") -> None:
+    """Refuse tests that fail the lab's own solutions before anybody's mark is touched."""
+    from labkit.grading.reference import prove
+
+    with console().status("Running the lab's own solutions"):
+        prove(lab, limits, exercise, trust)
 
 
 def _limits(timeout: float | None, memory: float | None) -> Any:

@@ -82,6 +82,18 @@ class Store:
         outcome.save(self._path(outcome.student))
         self._failure(outcome.student).unlink(missing_ok=True)
 
+    @property
+    def proven(self) -> bool:
+        """Whether this state of the lab was seen to mark its own solutions right."""
+        return self._proof().is_file()
+
+    def prove(self) -> None:
+        """Note that it was."""
+        write_text(self._proof(), "")
+
+    def _proof(self) -> Path:
+        return self.outcomes / ".labs" / f"{hashlib.sha256(self._lab).hexdigest()[:32]}.proven"
+
     def fail(self, student: str, why: str, traceback: str) -> None:
         """Note that a student could not be graded; until an outcome is saved there is no mark: better than a wrong one.
 

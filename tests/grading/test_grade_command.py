@@ -26,12 +26,17 @@ class Engine:
 
     def __init__(self):
         self.ran, self.tests, self.before = [], {}, lambda student, stop: None
+        self.proved, self.reference = 0, 2.0
 
     def run_submission(self, lab, rebuilt, student, digest, limits, only="", trust=False, stop=None):
-        self.ran.append(student)
-        self.before(student, stop)
         answer = next(step.code for step in rebuilt.steps if step.kind == "answer")
-        points = float(answer.rpartition("# ")[2] or 0)
+        if "BEGIN SOLUTION" in answer:  # the lab's own
+            self.proved += 1
+            points = self.reference
+        else:
+            self.ran.append(student)
+            self.before(student, stop)
+            points = float(answer.rpartition("# ")[2] or 0)
         found = Outcome(student, lab.path.parent.name, digest, notes=list(rebuilt.notes))
         for step in rebuilt.steps:
             if step.kind == "test" and only in ("", step.exercise):
@@ -190,6 +195,40 @@ def test_one_exercise_is_graded_again_for_all_and_all_else_stays(course, folder,
     capsys.readouterr()
     again(NAME, "ex1", course.root)
     assert "Not graded yet, so not graded again: dan." in capsys.readouterr().out and totals(course)["dan"] == ""
+
+
+@pytest.mark.parametrize("command", ["again", "grade"])
+def test_broken_tests_are_refused_before_a_mark_is_touched(course, folder, engine, command):
+    path, _ = folder
+    grade(NAME, path, course.root)
+    assert engine.proved == 1
+    everything = snapshot(course)
+    run = {"again": lambda: again(NAME, "ex1", course.root), "grade": lambda: grade(NAME, path, course.root)}[command]
+    change_hidden_test(course, "assert mean([2, 2, 5]) == 3", "assert mean([2, 2, 5]) == (3")
+    with pytest.raises(LabError, match=r"ex1-mean-hidden, line 3, is not Python .*all marks are as they were"):
+        run()
+    change_hidden_test(course, "== (3", "== 4")
+    engine.reference = 1.0  # what the sandbox would say of the solution
+    with pytest.raises(LabError, match="ex1-mean-hidden takes points from the lab's own solution: AssertionError"):
+        run()
+    assert len(engine.ran) == 3 and snapshot(course) == everything
+    change_hidden_test(course, "== 4", "== 3.0")
+    engine.reference = 2.0
+    assert run() == 0 and len(engine.ran) == 6 and totals(course) == {"ada": "3", "bob": "1", "cyd": "0"}
+
+
+def test_a_lab_proves_itself_once(course, folder, engine):
+    path, _ = folder
+    grade(NAME, path, course.root)
+    grade(NAME, path, course.root)
+    assert engine.proved == 1, "a lab that is as it was need not prove itself again"
+
+
+def snapshot(course):
+    """Everything that a refusal leaves alone."""
+    kept = ("exports", "feedback", "outcomes", "received", "autograded", "submitted", "release")
+    files = {p: p.read_bytes() for name in kept for p in (course.root / name).rglob("*") if p.is_file()}
+    return files, {student: marks(course, student) for student in ("ada", "bob", "cyd")}
 
 
 def rebuilt_submission(student):
