@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from labkit.commands.terminal import FAILED, console
+from labkit.commands.grade_report import count, names, report
+from labkit.commands.terminal import console
 from labkit.errors import LabError, UnknownNameError
 from labkit.grading.batch import Done, Job, merged, run_all
 from labkit.grading.lab import Exercise, Lab
@@ -24,8 +25,6 @@ from labkit.grading.store import Store, opened
 
 if TYPE_CHECKING:
     from labkit.grading.book import Book
-
-_NAMED = 5  # students named in a sentence; the tables name all
 
 
 def grade(
@@ -67,12 +66,15 @@ def grade(
             _prove(the_lab, limits, trust)
             store.prove()
         book.refresh(the_lab)
-        todo, before = _todo(store, found)
+        todo, before, changed = _todo(store, found)
         if due:
             late.set_due(book, store.name, when)
         known = f", {before} of them graded before" if before else ""
-        told = f"{store.name}: {_count(before + len(todo), 'submission')}{known}"
-        return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
+        told = f"{store.name}: {count(before + len(todo), 'submission')}{known}"
+        if changed:
+            told += f"\nsource/ was changed since, so these are graded again: {names(changed)}."
+        absent = sorted({who.student for who in store.submissions()} - {who.student for who in found})
+        return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told, absent)
 
 
 def again(
@@ -111,9 +113,7 @@ def again(
         ready(trust)
         _prove(the_lab, limits, trust, item.id)
         book.refresh(the_lab)
-        told = f"{store.name}, {item.id}: {_count(len(todo), 'submission')}"
-        if missing := sorted({who.student for who in received} - {who.student for who, _ in known}):
-            told += f"\nNot graded yet, so not graded again: {_names(missing)}."
+        told = f"{store.name}, {item.id}: {count(len(todo), 'submission')}"
         return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
 
 
@@ -153,19 +153,23 @@ def _collected(store: Store, path: Path | None, lms: str) -> list[Submission]:
     return found
 
 
-def _todo(store: Store, found: Sequence[Submission]) -> tuple[list[Job], int]:
-    """Jobs for what is not graded yet, and how many are. What is known but for its date or name is recorded only."""
-    jobs, before = [], 0
+def _todo(store: Store, found: Sequence[Submission]) -> tuple[list[Job], int, list[str]]:
+    """Jobs for what is not graded yet, how many are, and who was by other tests.
+
+    What is known but for its date or name is recorded only.
+    """
+    jobs, before, changed = [], 0, []
     for submission in found:
         new, digest = store.keep(submission), store.digest(submission)
         outcome = store.outcome(submission.student)
         if outcome is None or outcome.digest != digest:
             jobs.append(Job(submission, digest))
+            changed += [submission.student] if store.outcome_of(submission) else []
         elif new or not outcome.recorded or store.failure(submission.student):
             jobs.append(Job(submission, digest, outcome))
         else:
             before += 1
-    return jobs, before
+    return jobs, before, changed
 
 
 def _exercise(lab: Lab, name: str) -> Exercise:
@@ -195,12 +199,19 @@ def _runner(lab: Lab, store: Store, limits: Any, trust: bool) -> Callable[..., D
 
 
 def _do(
-    book: Book, lab: Lab, store: Store, todo: Sequence[Job], run: Callable[..., Done], workers: int, told: str
+    book: Book,
+    lab: Lab,
+    store: Store,
+    todo: Sequence[Job],
+    run: Callable[..., Done],
+    workers: int,
+    told: str,
+    absent: Sequence[str] = (),
 ) -> int:
     terminal = console()
     terminal.print(told, soft_wrap=True)
     failures = _grade_all(book, lab, store, todo, run, workers, terminal)
-    return _report(book, lab, store, failures, terminal)
+    return report(book, lab, store, failures, absent, terminal)
 
 
 def _grade_all(
@@ -230,64 +241,3 @@ def _grade_all(
             bar.update(task, advance=1)
 
         return run_all(todo, run, finish, failed, workers)
-
-
-def _report(book: Book, lab: Lab, store: Store, failures: dict[str, str], terminal: Console) -> int:
-    """Penalties, tables, summary and feedback, from the gradebook as it is now, and a word on each."""
-    from labkit.grading import export
-    from labkit.grading.feedback import feedback
-    from labkit.grading.late import reassess
-
-    reassess(book, store.name)
-    table = export.rows(book, lab, store)
-    graded = [row for row in table if row.total is not None]
-    folder = book.root / "exports" / store.name
-    paths = export.write(folder, lab, table)
-    if graded:
-        paths += _summary(folder, lab, store.name, graded, len(table))
-    waiting = [row.student for row in graded if row.waits]
-    terminal.print(f"[green]✓[/] {_count(len(graded), 'mark')} in {', '.join(map(str, paths))}", soft_wrap=True)
-    if waiting:
-        terminal.print(
-            f"A person has still to mark: {_names(waiting)}. Open the formgrader, then run labkit grade {store.name}.",
-            soft_wrap=True,
-        )
-    for student, why in failures.items():
-        terminal.print(
-            f"[bold red]✗ {escape(student)}[/] could not be graded and has no mark: {escape(why)} "
-            f"(see {store.outcomes / student}.failed.txt)",
-            soft_wrap=True,
-        )
-    pages = feedback(book, lab, store, [row.student for row in graded])
-    terminal.print(
-        f"[green]✓[/] {_count(len(pages), 'feedback page')} in {book.root / 'feedback'}/STUDENT/{store.name}",
-        soft_wrap=True,
-    )
-    return FAILED if failures else 0
-
-
-def _summary(folder: Path, lab: Lab, name: str, graded: Sequence[Any], handed_in: int) -> list[Path]:
-    import matplotlib as mpl
-
-    from labkit.show.grades import summary
-
-    mpl.use("Agg")  # a window's toolkit would be loaded else, where there is one
-    shares = {
-        item.title: [row.points[item.id] / item.points for row in graded if row.points[item.id] is not None]
-        for item in (*lab.exercises, *lab.questions)
-        if item.points
-    }
-    facts = [f"{_count(handed_in, 'submission')}, {len(graded)} with a mark, {sum(r.waits for r in graded)} of these "
-             "with a part that a person has still to mark."]  # fmt: skip
-    if late := sum(row.penalty > 0 for row in graded):
-        facts.append(f"{late} lost points by lateness.")
-    return summary(folder, f"{name}: marks", [row.total for row in graded], lab.points, shares, facts)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _names(students: Sequence[str]) -> str:
-    more = f" and {len(students) - _NAMED} more" if len(students) > _NAMED else ""
-    return f"{escape(', '.join(students[:_NAMED]))}{more}"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labkit.files import write_text
@@ -40,6 +40,7 @@ class Row:
         points: by exercise, and by question that a person has marked; None where the mark is still to be given.
         penalty: points that lateness took off.
         total: all points without the penalty's, None where the submission could not be graded.
+        older: whether it was marked by the lab as it was before `source/` was changed.
     """
 
     student: str
@@ -49,6 +50,7 @@ class Row:
     penalty: float = 0.0
     total: float | None = None
     notes: tuple[str, ...] = ()
+    older: bool = False
 
     @property
     def waits(self) -> bool:
@@ -68,7 +70,8 @@ def rows(book: Book, lab: Lab, store: Store) -> list[Row]:
                 said = f"Not graded: {why or 'the run has not come to it.'}"
                 out.append(Row(who.student, who.name, who.lms_id, notes=(said,)))
             else:
-                out.append(_row(who, lab, found[who.student], tuple(outcome.notes)))
+                row = _row(who, lab, found[who.student], tuple(outcome.notes))
+                out.append(replace(row, older=outcome.digest != store.digest(who)))
     return out
 
 
@@ -112,7 +115,8 @@ def grades_table(lab: Lab, table: Iterable[Row]) -> Table:
         manual = None if None in given else sum(value for value in given if value is not None)
         penalty = row.penalty if row.total is not None else None
         marks = [row.points.get(name) for name in ids]
-        notes = " ".join([*row.notes, *(["A person has still to mark it."] if row.waits else [])])
+        told = {"A person has still to mark it.": row.waits, "Marked by older tests than others.": row.older}
+        notes = " ".join([*row.notes, *(sentence for sentence, holds in told.items() if holds)])
         return [row.student, row.name, row.lms_id, *marks, manual, penalty, row.total, lab.points, notes]
 
     return [head, *map(line, table)]

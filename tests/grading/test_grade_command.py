@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -72,9 +73,13 @@ def folder(course, tmp_path):
     return tmp_path / "submissions", hand_in
 
 
-def totals(course):
+def table(course):
     with (course.root / "exports" / NAME / "grades.csv").open(newline="", encoding="utf-8") as file:
-        return {row["student"]: row["total"] for row in csv.DictReader(file)}
+        return {row["student"]: row for row in csv.DictReader(file)}
+
+
+def totals(course):
+    return {student: row["total"] for student, row in table(course).items()}
 
 
 def test_a_class_is_graded_once_and_what_is_new_again(course, folder, engine, capsys):
@@ -194,7 +199,7 @@ def test_one_exercise_is_graded_again_for_all_and_all_else_stays(course, folder,
     Store(course.root, course.lab(NAME)).keep(rebuilt_submission("dan"))
     capsys.readouterr()
     again(NAME, "ex1", course.root)
-    assert "Not graded yet, so not graded again: dan." in capsys.readouterr().out and totals(course)["dan"] == ""
+    assert "Not graded yet, and without a mark: dan." in capsys.readouterr().out and totals(course)["dan"] == ""
 
 
 @pytest.mark.parametrize("command", ["again", "grade"])
@@ -248,6 +253,40 @@ def test_a_changed_lab_grades_all_again(course, folder, engine):
     (course.root / "source" / NAME / "lab.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     grade(NAME, path, course.root)
     assert len(engine.ran) == 6, "saving the lab anew changes nothing that marks"
+
+
+def test_who_is_not_in_a_newer_export_is_named(course, folder, engine, capsys):
+    path, _ = folder
+    grade(NAME, path, course.root)
+    Store(course.root, course.lab(NAME)).keep(rebuilt_submission("dan"))  # a run that was stopped before dan
+    capsys.readouterr()
+    shutil.rmtree(path / "ada")
+    grade(NAME, path, course.root)
+    said = capsys.readouterr().out
+    assert "Not in this export, though received before: ada, dan." in said
+    assert f"Not graded yet, and without a mark: dan. Grade them: labkit grade {NAME} --course" in said
+    assert totals(course)["ada"] == "3" and "older tests" not in said
+
+
+def test_who_was_marked_by_older_tests_is_named(course, folder, engine, capsys):
+    path, _ = folder
+    grade(NAME, path, course.root)
+    change_hidden_test(course, "[2, 2, 5]", "[1, 2, 6]")
+    for student in ("ada", "bob"):
+        shutil.rmtree(path / student)
+    capsys.readouterr()
+    grade(NAME, path, course.root)
+    said = capsys.readouterr().out
+    assert "source/ was changed since, so these are graded again: cyd." in said
+    assert "Marked by older tests, from before source/ was changed: ada, bob. Mark all by the same tests:" in said
+    notes = {student: row["notes"] for student, row in table(course).items()}
+    assert [s for s, told in notes.items() if "older tests" in told] == ["ada", "bob"] and len(engine.ran) == 4
+    grade(NAME, None, course.root)
+    said = capsys.readouterr().out
+    assert sorted(engine.ran[4:]) == ["ada", "bob"] and "graded again: ada, bob." in said and "by older" not in said
+    change_hidden_test(course, "import math", "import math, os", index=0)
+    again(NAME, "ex1", course.root)
+    assert "Marked by older tests" in capsys.readouterr().out, "the rest of the lab was changed, too"
 
 
 def test_wrong_usage_is_one_sentence(course, folder, engine, tmp_path, monkeypatch):
