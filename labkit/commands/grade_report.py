@@ -36,6 +36,7 @@ def report(
     from labkit.grading.feedback import feedback
     from labkit.grading.late import reassess
 
+    command = f"labkit grade {store.name} --course {escape(str(book.root))}"
     reassess(book, store.name)
     table = export.rows(book, lab, store)
     graded = [row for row in table if row.total is not None]
@@ -47,10 +48,11 @@ def report(
     terminal.print(f"[green]✓[/] {count(len(graded), 'mark')} in {', '.join(map(str, paths))}", soft_wrap=True)
     if waiting:
         terminal.print(
-            f"A person has still to mark: {names(waiting)}. Open the formgrader, then run labkit grade {store.name}.",
+            f"[yellow]! {len(waiting)} of {len(graded)} marks are not final[/], and the tables leave them blank: "
+            f"a person has still to mark a question of {names(waiting)}. Open the formgrader, then run {command}",
             soft_wrap=True,
         )
-    _others(store, table, failures, absent, terminal, book.root)
+    _others(table, failures, absent, terminal, command)
     for student, why in failures.items():
         terminal.print(
             f"[bold red]✗ {escape(student)}[/] could not be graded and has no mark: {escape(why)} "
@@ -66,18 +68,12 @@ def report(
 
 
 def _others(
-    store: Store,
-    table: Sequence[Row],
-    failures: Mapping[str, str],
-    absent: Sequence[str],
-    terminal: Console,
-    root: Path,
+    table: Sequence[Row], failures: Mapping[str, str], absent: Sequence[str], terminal: Console, command: str
 ) -> None:
     """Who was left out by this run, and what to do about it."""
     if absent:
         told = f"Not in this export, though received before: {names(absent)}. What they handed in then counts."
         terminal.print(told, soft_wrap=True)
-    command = f"labkit grade {store.name} --course {escape(str(root))}"
     unmarked = [row.student for row in table if row.total is None and row.student not in failures]
     if unmarked:
         terminal.print(

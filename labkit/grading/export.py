@@ -9,6 +9,8 @@ Canvas' gradebook (`lib/gradebook_importer.rb`) needs Student, ID and Section, i
 assignment: named as in Canvas it goes there, with another name it makes a new one. The row "Points Possible" comes
 before the students.
 
+Where a person has still to mark a question, the mark is not final: these tables leave it blank.
+
 Names come from what students hand in, so a cell that a spreadsheet would compute is made text.
 """
 
@@ -51,6 +53,11 @@ class Row:
     total: float | None = None
     notes: tuple[str, ...] = ()
     older: bool = False
+
+    @property
+    def final(self) -> float | None:
+        """The total, None while a person has still to mark something: what a platform may be told."""
+        return None if self.waits else self.total
 
     @property
     def waits(self) -> bool:
@@ -105,9 +112,12 @@ def write(folder: Path, lab: Lab, table: Iterable[Row]) -> list[Path]:
 
 
 def grades_table(lab: Lab, table: Iterable[Row]) -> Table:
-    """A head, then a row a student: points of each exercise and question, penalty, total, and what was odd."""
+    """A head, then a row a student: points of each exercise and question, penalty, points, and what was odd.
+
+    "total" is final, and blank where a person has still to mark something; "so_far" is there then, too.
+    """
     ids = [item.id for item in (*lab.exercises, *lab.questions)]
-    head: list[Value] = ["student", "name", "lms_id", *ids, "manual", "late_penalty", "total", "max", "notes"]
+    head: list[Value] = ["student", "name", "lms_id", *ids, "manual", "late_penalty", "so_far", "total", "max", "notes"]
     questions = [item.id for item in lab.questions]
 
     def line(row: Row) -> list[Value]:
@@ -117,7 +127,7 @@ def grades_table(lab: Lab, table: Iterable[Row]) -> Table:
         marks = [row.points.get(name) for name in ids]
         told = {"A person has still to mark it.": row.waits, "Marked by older tests than others.": row.older}
         notes = " ".join([*row.notes, *(sentence for sentence, holds in told.items() if holds)])
-        return [row.student, row.name, row.lms_id, *marks, manual, penalty, row.total, lab.points, notes]
+        return [row.student, row.name, row.lms_id, *marks, manual, penalty, row.total, row.final, lab.points, notes]
 
     return [head, *map(line, table)]
 
@@ -125,14 +135,14 @@ def grades_table(lab: Lab, table: Iterable[Row]) -> Table:
 def moodle_table(name: str, points: float, table: Iterable[Row]) -> Table:
     """Moodle's grading worksheet."""
     head: list[Value] = ["Identifier", "Full name", "Grade", "Maximum grade", "Last modified (grade)"]
-    return [head, *([row.lms_id, row.name, row.total, points, ""] for row in table)]
+    return [head, *([row.lms_id, row.name, row.final, points, ""] for row in table)]
 
 
 def canvas_table(name: str, points: float, table: Iterable[Row]) -> Table:
     """Canvas' gradebook with one assignment, called as the lab."""
     possible: list[Value] = ["Points Possible", "", "", points]
     head: list[Value] = ["Student", "ID", "Section", name]
-    return [head, possible, *([r.name, r.lms_id, "", r.total] for r in table)]
+    return [head, possible, *([r.name, r.lms_id, "", r.final] for r in table)]
 
 
 def _csv(table: Iterable[Iterable[Value]]) -> str:
