@@ -74,7 +74,7 @@ def grade(
         if changed:
             told += f"\nsource/ was changed since, so these are graded again: {names(changed)}."
         absent = sorted({who.student for who in store.submissions()} - {who.student for who in found})
-        return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told, absent)
+        return _do(book, the_lab, store, todo, _runner(book, the_lab, store, limits, trust), workers, told, absent)
 
 
 def again(
@@ -114,7 +114,7 @@ def again(
         _prove(the_lab, limits, trust, item.id)
         book.refresh(the_lab)
         told = f"{store.name}, {item.id}: {count(len(todo), 'submission')}"
-        return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
+        return _do(book, the_lab, store, todo, _runner(book, the_lab, store, limits, trust), workers, told)
 
 
 def _prove(lab: Lab, limits: Any, trust: bool, exercise: str = "") -> None:
@@ -179,13 +179,15 @@ def _exercise(lab: Lab, name: str) -> Exercise:
     return found[0]
 
 
-def _runner(lab: Lab, store: Store, limits: Any, trust: bool) -> Callable[..., Done]:
+def _runner(book: Book, lab: Lab, store: Store, limits: Any, trust: bool) -> Callable[..., Done]:
     """What a thread does with a job; its outcome is stored before anything else can fail."""
     from labkit.grading.rebuild import rebuild
     from labkit.grading.supervise import run_submission
 
+    others = book.others(store.name)
+
     def run(job: Job, stop: Any) -> Done:
-        rebuilt = rebuild(lab, job.submission)
+        rebuilt = rebuild(lab, job.submission, others)
         outcome = job.outcome
         if outcome is None or job.exercise:
             who = job.submission.student

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from labkit.commands.terminal import FAILED
 from labkit.grading.lab import Lab
+from labkit.grading.rebuild import ANOTHER_LAB
 from labkit.grading.store import Store
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def _others(
     if absent:
         told = f"Not in this export, though received before: {names(absent)}. What they handed in then counts."
         terminal.print(told, soft_wrap=True)
+    for row in table:
+        if other := next((note for note in row.notes if note.startswith(ANOTHER_LAB)), ""):
+            terminal.print(f"[yellow]! {escape(row.student)} handed in another lab[/]: {escape(other)}", soft_wrap=True)
     unmarked = [row.student for row in table if row.total is None and row.student not in failures]
     if unmarked:
         terminal.print(

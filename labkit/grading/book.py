@@ -79,6 +79,15 @@ class Book:
         except Exception as error:  # nbformat has no common base error
             raise LabError(f"{path} cannot be read as a notebook ({error}).", "Mend it, or init the course.") from error
 
+    def others(self, name: str) -> dict[str, set[str]]:
+        """The grade_ids of the course's other labs, by the labs' names; one that cannot be read is left out."""
+        found = {}
+        for other in self.labs:
+            if other != name:
+                with contextlib.suppress(LabError):
+                    found[other] = {cell.grade_id for cell in self.lab(other).cells if cell.grade_id}
+        return found
+
     @contextlib.contextmanager
     def gradebook(self) -> Iterator[Gradebook]:
         """The database, open."""

@@ -20,6 +20,7 @@ from labkit.grading.rebuild import rebuild
 from labkit.grading.store import Store
 
 from .small_course import NAME, handed_in, mark_by_hand, marks
+from .small_lab import small_lab
 
 
 class Engine:
@@ -293,6 +294,26 @@ def test_who_was_marked_by_older_tests_is_named(course, folder, engine, capsys):
     change_hidden_test(course, "import math", "import math, os", index=0)
     again(NAME, "ex1", course.root)
     assert "Marked by older tests" in capsys.readouterr().out, "the rest of the lab was changed, too"
+
+
+def test_another_labs_notebook_is_named_as_such(course, folder, engine, capsys):
+    """Also where the labs share an exercise's name, and not where somebody pasted another lab below this one."""
+    path, _ = folder
+    other = small_lab()
+    for cell in other.cells[3:]:
+        if "nbgrader" in cell.metadata:
+            cell.metadata["nbgrader"]["grade_id"] = f"lab3-{cell.metadata.nbgrader.grade_id}"
+    (course.root / "source" / "03-other").mkdir()
+    nbformat.write(other, course.root / "source" / "03-other" / "lab.ipynb")
+    other.cells[2].source = "def mean(values):\n    return 0  # 2"
+    nbformat.write(other, path / "bob" / "lab.ipynb")
+    both = nbformat.read(path / "ada" / "lab.ipynb", as_version=4)
+    both.cells += other.cells[3:] * 3
+    (path / "ada" / "lab.ipynb").write_text(json.dumps(both), encoding="utf-8")
+    grade(NAME, path, course.root)
+    assert table(course)["bob"]["notes"] == "This is lab 03, and lab 01 was asked."
+    assert totals(course) == {"ada": "3", "bob": "0", "cyd": "0"}
+    assert "! bob handed in another lab: This is lab 03" in capsys.readouterr().out
 
 
 def test_wrong_usage_is_one_sentence(course, folder, engine, tmp_path, monkeypatch):
