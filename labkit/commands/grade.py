@@ -38,7 +38,7 @@ def grade(
     due: str | None = None,
     lms: str = "auto",
 ) -> int:
-    """Grade what was handed in; returns the exit code: 1 if a submission could not be graded.
+    """Grade what was handed in; returns the exit code: 1 if one could not be, or its feedback is withheld.
 
     Args:
         lab: its name or number in the course.

@@ -31,7 +31,7 @@ def report(
         absent: students whose last submission came with an earlier export than the one that was graded.
 
     Returns:
-        the exit code: 1 where a submission could not be graded.
+        the exit code: 1 where a submission could not be graded, or a page is withheld.
     """
     from labkit.grading import export
     from labkit.grading.feedback import feedback
@@ -61,11 +61,15 @@ def report(
             soft_wrap=True,
         )
     pages = feedback(book, lab, store, [row.student for row in graded])
-    terminal.print(
-        f"[green]✓[/] {count(len(pages), 'feedback page')} in {book.root / 'feedback'}/STUDENT/{store.name}",
-        soft_wrap=True,
-    )
-    return FAILED if failures else 0
+    place = f"{book.root / 'feedback'}/STUDENT/{store.name}"
+    terminal.print(f"[green]✓[/] {count(len(pages.written), 'feedback page')} in {place}", soft_wrap=True)
+    for student, line in pages.withheld.items():
+        terminal.print(
+            f"[bold red]✗ The page of {escape(student)} is withheld[/]: it would show a line of a solution or of a "
+            f"hidden test, {escape(line)!r}. Look for it in the messages of the lab's tests; the mark stands.",
+            soft_wrap=True,
+        )
+    return FAILED if failures or pages.withheld else 0
 
 
 def _others(

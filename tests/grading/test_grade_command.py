@@ -316,6 +316,20 @@ def test_another_labs_notebook_is_named_as_such(course, folder, engine, capsys):
     assert "! bob handed in another lab: This is lab 03" in capsys.readouterr().out
 
 
+def test_a_page_that_would_show_a_secret_is_withheld_and_the_class_has_its_own(course, folder, engine, capsys):
+    path, _ = folder
+    grade(NAME, path, course.root)
+    store = Store(course.root, course.lab(NAME))
+    found = store.outcome("bob")
+    found.cells["ex1-mean-hidden"].shown = 'assert mean([2, 2, 5]) == 3, "the count is not always 2"'
+    store.save(found)
+    capsys.readouterr()
+    assert grade(NAME, path, course.root) == 1
+    said = capsys.readouterr().out
+    assert "The page of bob is withheld: it would show" in said and "2 feedback pages" in said
+    assert totals(course) == {"ada": "3", "bob": "1", "cyd": "0"}
+
+
 def test_wrong_usage_is_one_sentence(course, folder, engine, tmp_path, monkeypatch):
     path, _ = folder
     wrong = {
