@@ -212,13 +212,29 @@ def _do(
 ) -> int:
     terminal = console()
     terminal.print(told, soft_wrap=True)
-    failures = _grade_all(book, lab, store, todo, run, workers, terminal)
+    try:
+        failures = _grade_all(book, store, todo, run, workers, terminal)
+    except (KeyboardInterrupt, SystemExit):
+        terminal.print(_stopped(store, todo), soft_wrap=True)
+        raise
     return report(book, lab, store, failures, absent, terminal)
 
 
+def _stopped(store: Store, todo: Sequence[Job]) -> str:
+    kept = [store.outcome(job.submission.student) for job in todo]
+    done = sum(found is not None and found.digest == job.digest for found, job in zip(kept, todo, strict=True))
+    if any(job.exercise for job in todo):
+        return "[yellow]Stopped before all were marked by the new tests.[/] The same command runs them for all again."
+    return (
+        f"[yellow]{done} of {count(len(todo), 'submission')} are done and kept.[/] The same command goes on with the "
+        "rest; tables and feedback are written at its end."
+    )
+
+
 def _grade_all(
-    book: Book, lab: Lab, store: Store, todo: Sequence[Job], run: Callable, workers: int, terminal: Console
+    book: Book, store: Store, todo: Sequence[Job], run: Callable, workers: int, terminal: Console
 ) -> dict[str, str]:
+    """Run and record what is to be done; returns what failed, and why."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from labkit.grading.record import record

@@ -44,7 +44,10 @@ class Book:
         """
         self.root = Path(folder).resolve()
         if not (self.root / _SETTINGS).is_file() or not (self.root / "source").is_dir():
-            raise LabError(f"{folder} is not a course folder.", f"Make one first: labkit grade init {folder}")
+            raise LabError(
+                f"{self.root} is not a course folder.",
+                f"Name the course's folder with --course COURSE_DIR, or make one: labkit grade init {folder}",
+            )
         self.config = _settings(self.root)
         # nbgrader starts `alembic` by name when it makes a database, and an environment need not be activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

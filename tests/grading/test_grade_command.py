@@ -114,7 +114,7 @@ def test_a_class_is_graded_once_and_what_is_new_again(course, folder, engine, ca
     assert "Means of means" in (course.root / "feedback" / "bob" / NAME / "lab.html").read_text(encoding="utf-8")
 
 
-def test_what_was_stopped_goes_on_with_nothing_lost_or_run_twice(course, folder, engine, monkeypatch):
+def test_what_was_stopped_goes_on_with_nothing_lost_or_run_twice(course, folder, engine, capsys):
     path, hand_in = folder
     for student in ("dan", "eli", "fay"):
         hand_in(student, 1)
@@ -131,6 +131,7 @@ def test_what_was_stopped_goes_on_with_nothing_lost_or_run_twice(course, folder,
     engine.before = before
     with pytest.raises(KeyboardInterrupt):
         grade(NAME, path, course.root, workers=2)
+    assert "2 of 6 submissions are done and kept. The same command goes on with the rest" in capsys.readouterr().out
     assert sorted(ended) == ["cyd", "dan"], "the command ends after what it started"
     first = list(engine.ran)
     assert sorted(first) == ["ada", "bob", "cyd", "dan"], "the others are not begun"
@@ -139,6 +140,14 @@ def test_what_was_stopped_goes_on_with_nothing_lost_or_run_twice(course, folder,
     assert grade(NAME, path, course.root, workers=2) == 0
     assert sorted(engine.ran[4:]) == ["cyd", "dan", "eli", "fay"]
     assert totals(course) == {"ada": "3", "bob": "1", "cyd": "0", "dan": "1", "eli": "1", "fay": "1"}
+
+    def stop_again(student, stop):
+        raise KeyboardInterrupt
+
+    engine.before = stop_again
+    with pytest.raises(KeyboardInterrupt):
+        again(NAME, "ex1", course.root)
+    assert "The same command runs them for all again." in capsys.readouterr().out
 
 
 def test_an_outcome_that_was_not_recorded_is_recorded_without_running(course, folder, engine):
@@ -334,7 +343,7 @@ def test_wrong_usage_is_one_sentence(course, folder, engine, tmp_path, monkeypat
     path, _ = folder
     wrong = {
         "There is no lab 'physics'": lambda: grade("physics", path, course.root),
-        "not a course folder": lambda: grade(NAME, path, tmp_path / "nowhere"),
+        "nowhere is not a course folder.* --course COURSE_DIR": lambda: grade(NAME, path, tmp_path / "nowhere"),
         "is not in .*labkit grade init": lambda: grade("06", path, course.root),
         "0 workers grade nothing": lambda: grade(NAME, path, course.root, workers=0),
         "There is nothing to grade": lambda: grade(NAME, None, course.root),
@@ -355,6 +364,18 @@ def test_wrong_usage_is_one_sentence(course, folder, engine, tmp_path, monkeypat
     with pytest.raises(LabError, match="walled in"):
         grade(NAME, path, course.root)
     assert not (course.root / "received").exists(), "a command that cannot grade takes nothing in"
+
+
+def test_a_mistyped_command_is_no_lab():
+    from typer.testing import CliRunner
+
+    from labkit.cli import app
+
+    for word, meant in {"agian": "again", "inti": "init", "gain": "again"}.items():
+        done = CliRunner().invoke(app, ["grade", word, "06", "ex2"])
+        assert done.exit_code == 2 and f"There is no command or lab '{word}'. Did you mean '{meant}'?" in done.output
+    done = CliRunner().invoke(app, ["grade", "lora", "--course", "nowhere"])
+    assert "not a course folder" in done.output, "a lab's name is none of them"
 
 
 def test_two_commands_do_not_grade_one_course(course, folder, engine):
