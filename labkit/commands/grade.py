@@ -49,8 +49,6 @@ def grade(
         trust: run without walls.
         due: the due date from now on, as `labkit.grading.late.due` reads it; lms: as `labkit.grading.intake.collect`.
 
-    A state of the lab that has not marked yet has to mark its own solutions right first.
-
     Raises LabError for a wrong usage, no sandbox, nothing to grade, tests that fail the lab's own solutions, or a disk
     that is full.
     """
@@ -62,17 +60,11 @@ def grade(
     with opened(course, lab) as (book, the_lab, store):
         ready(trust)
         found = _collected(store, submissions, lms)
-        if not store.proven:
-            _prove(the_lab, limits, trust)
-            store.prove()
+        _prove(the_lab, store, limits, trust)
         book.refresh(the_lab)
-        todo, before, changed = _todo(store, found)
+        todo, told = _todo(store, found)
         if due:
             late.set_due(book, store.name, when)
-        known = f", {before} of them graded before" if before else ""
-        told = f"{store.name}: {count(before + len(todo), 'submission')}{known}"
-        if changed:
-            told += f"\nsource/ was changed since, so these are graded again: {names(changed)}."
         absent = sorted({who.student for who in store.submissions()} - {who.student for who in found})
         return _do(book, the_lab, store, todo, _runner(book, the_lab, store, limits, trust), workers, told, absent)
 
@@ -111,18 +103,24 @@ def again(
                 f"Grade them first: labkit grade {store.name} --submissions DIR",
             )
         ready(trust)
-        _prove(the_lab, limits, trust, item.id)
+        _prove(the_lab, store, limits, trust, item.id)
         book.refresh(the_lab)
         told = f"{store.name}, {item.id}: {count(len(todo), 'submission')}"
         return _do(book, the_lab, store, todo, _runner(book, the_lab, store, limits, trust), workers, told)
 
 
-def _prove(lab: Lab, limits: Any, trust: bool, exercise: str = "") -> None:
-    """Refuse tests that fail the lab's own solutions before anybody's mark is touched."""
+def _prove(lab: Lab, store: Store, limits: Any, trust: bool, exercise: str = "") -> None:
+    """Refuse tests that fail the lab's own solutions before anybody's mark is touched.
+
+    All tests are run once for each state of the lab; those of an `exercise` that is named, every time.
+    """
     from labkit.grading.reference import prove
 
-    with console().status("Running the lab's own solutions"):
-        prove(lab, limits, exercise, trust)
+    if exercise or not store.proven:
+        with console().status("Running the lab's own solutions"):
+            prove(lab, limits, exercise, trust)
+    if not exercise:
+        store.prove()
 
 
 def _limits(timeout: float | None, memory: float | None) -> Any:
@@ -153,8 +151,8 @@ def _collected(store: Store, path: Path | None, lms: str) -> list[Submission]:
     return found
 
 
-def _todo(store: Store, found: Sequence[Submission]) -> tuple[list[Job], int, list[str]]:
-    """Jobs for what is not graded yet, how many are, and who was by other tests.
+def _todo(store: Store, found: Sequence[Submission]) -> tuple[list[Job], str]:
+    """Jobs for what is not graded yet, and a word on how many are, and on who was by other tests.
 
     What is known but for its date or name is recorded only.
     """
@@ -169,7 +167,11 @@ def _todo(store: Store, found: Sequence[Submission]) -> tuple[list[Job], int, li
             jobs.append(Job(submission, digest, outcome))
         else:
             before += 1
-    return jobs, before, changed
+    known = f", {before} of them graded before" if before else ""
+    told = f"{store.name}: {count(len(found), 'submission')}{known}"
+    if changed:
+        told += f"\nsource/ was changed since, so these are graded again: {names(changed)}."
+    return jobs, told
 
 
 def _exercise(lab: Lab, name: str) -> Exercise:

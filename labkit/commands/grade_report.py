@@ -34,7 +34,6 @@ def report(
         the exit code: 1 where a submission could not be graded, or a page is withheld.
     """
     from labkit.grading import export
-    from labkit.grading.feedback import feedback
     from labkit.grading.late import reassess
 
     command = f"labkit grade {store.name} --course {escape(str(book.root))}"
@@ -45,9 +44,8 @@ def report(
     paths = export.write(folder, lab, table)
     if graded:
         paths += _summary(folder, lab, store.name, graded, len(table))
-    waiting = [row.student for row in graded if row.waits]
     terminal.print(f"[green]✓[/] {count(len(graded), 'mark')} in {', '.join(map(str, paths))}", soft_wrap=True)
-    if waiting:
+    if waiting := [row.student for row in graded if row.waits]:
         terminal.print(
             f"[yellow]! {len(waiting)} of {len(graded)} marks are not final[/], and the tables leave them blank: "
             f"a person has still to mark a question of {names(waiting)}. Open the formgrader, then run {command}",
@@ -60,7 +58,15 @@ def report(
             f"(see {store.outcomes / student}.failed.txt)",
             soft_wrap=True,
         )
-    pages = feedback(book, lab, store, [row.student for row in graded])
+    whole = _pages(book, lab, store, [row.student for row in graded], terminal)
+    return 0 if whole and not failures else FAILED
+
+
+def _pages(book: Book, lab: Lab, store: Store, students: Sequence[str], terminal: Console) -> bool:
+    """Write feedback; whether every student has a page."""
+    from labkit.grading.feedback import feedback
+
+    pages = feedback(book, lab, store, students)
     place = f"{book.root / 'feedback'}/STUDENT/{store.name}"
     terminal.print(f"[green]✓[/] {count(len(pages.written), 'feedback page')} in {place}", soft_wrap=True)
     for student, line in pages.withheld.items():
@@ -69,7 +75,7 @@ def report(
             f"hidden test, {escape(line)!r}. Look for it in the messages of the lab's tests; the mark stands.",
             soft_wrap=True,
         )
-    return FAILED if failures or pages.withheld else 0
+    return not pages.withheld
 
 
 def _others(
