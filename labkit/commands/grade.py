@@ -43,10 +43,8 @@ def grade(
     Args:
         lab: its name or number in the course.
         submissions: folder or zip; None for what the course has received before.
-        workers: submissions at a time; all cores by default.
-        timeout: seconds for one cell.
-        memory: GiB for one submission.
-        trust: run without walls.
+        workers: submissions at a time; one a core by default.
+        timeout: seconds for one cell; memory: GiB for one submission; trust: run without walls.
         due: the due date from now on, as `labkit.grading.late.due` reads it; lms: as `labkit.grading.intake.collect`.
 
     Raises LabError for a wrong usage, no sandbox, nothing to grade, tests that fail the lab's own solutions, or a disk
