@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from labkit.commands.terminal import FAILED, console
+from labkit.commands.grade_report import count, names, report
+from labkit.commands.terminal import console
 from labkit.errors import LabError, UnknownNameError
 from labkit.grading.batch import Done, Job, merged, run_all
 from labkit.grading.lab import Exercise, Lab
@@ -24,8 +25,6 @@ from labkit.grading.store import Store, opened
 
 if TYPE_CHECKING:
     from labkit.grading.book import Book
-
-_NAMED = 5  # students named in a sentence; the tables name all
 
 
 def grade(
@@ -39,18 +38,17 @@ def grade(
     due: str | None = None,
     lms: str = "auto",
 ) -> int:
-    """Grade what was handed in; returns the exit code: 1 if a submission could not be graded.
+    """Grade what was handed in; returns the exit code: 1 if one could not be, or its feedback is withheld.
 
     Args:
         lab: its name or number in the course.
         submissions: folder or zip; None for what the course has received before.
-        workers: submissions at a time; all cores by default.
-        timeout: seconds for one cell.
-        memory: GiB for one submission.
-        trust: run without walls.
+        workers: submissions at a time; one a core by default.
+        timeout: seconds for one cell; memory: GiB for one submission; trust: run without walls.
         due: the due date from now on, as `labkit.grading.late.due` reads it; lms: as `labkit.grading.intake.collect`.
 
-    Raises LabError for a wrong usage, no sandbox, nothing to grade, or a disk that is full.
+    Raises LabError for a wrong usage, no sandbox, nothing to grade, tests that fail the lab's own solutions, or a disk
+    that is full.
     """
     limits, workers = _limits(timeout, memory), _workers(workers)
     from labkit.grading import late
@@ -59,13 +57,14 @@ def grade(
     when = late.due(due) if due else None
     with opened(course, lab) as (book, the_lab, store):
         ready(trust)
-        todo, before = _todo(store, _collected(store, submissions, lms))
+        found = _collected(store, submissions, lms)
+        _prove(the_lab, store, limits, trust)
         book.refresh(the_lab)
+        todo, told = _todo(store, found)
         if due:
             late.set_due(book, store.name, when)
-        known = f", {before} of them graded before" if before else ""
-        told = f"{store.name}: {_count(before + len(todo), 'submission')}{known}"
-        return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
+        absent = sorted({who.student for who in store.submissions()} - {who.student for who in found})
+        return _do(book, the_lab, store, todo, _runner(book, the_lab, store, limits, trust), workers, told, absent)
 
 
 def again(
@@ -85,7 +84,7 @@ def again(
         exercise: its id, or the beginning of it.
 
     Raises:
-        LabError: as `grade`, and for an exercise that the lab does not have.
+        LabError: as `grade`, and for an exercise that the lab does not have; no mark is touched then.
     """
     limits, workers = _limits(timeout, memory), _workers(workers)
     from labkit.grading.sandbox import ready
@@ -102,11 +101,24 @@ def again(
                 f"Grade them first: labkit grade {store.name} --submissions DIR",
             )
         ready(trust)
+        _prove(the_lab, store, limits, trust, item.id)
         book.refresh(the_lab)
-        told = f"{store.name}, {item.id}: {_count(len(todo), 'submission')}"
-        if missing := sorted({who.student for who in received} - {who.student for who, _ in known}):
-            told += f"\nNot graded yet, so not graded again: {_names(missing)}."
-        return _do(book, the_lab, store, todo, _runner(the_lab, store, limits, trust), workers, told)
+        told = f"{store.name}, {item.id}: {count(len(todo), 'submission')}"
+        return _do(book, the_lab, store, todo, _runner(book, the_lab, store, limits, trust), workers, told)
+
+
+def _prove(lab: Lab, store: Store, limits: Any, trust: bool, exercise: str = "") -> None:
+    """Refuse tests that fail the lab's own solutions before anybody's mark is touched.
+
+    All tests are run once for each state of the lab; those of an `exercise` that is named, every time.
+    """
+    from labkit.grading.reference import prove
+
+    if exercise or not store.proven:
+        with console().status("Running the lab's own solutions"):
+            prove(lab, limits, exercise, trust)
+    if not exercise:
+        store.prove()
 
 
 def _limits(timeout: float | None, memory: float | None) -> Any:
@@ -137,19 +149,27 @@ def _collected(store: Store, path: Path | None, lms: str) -> list[Submission]:
     return found
 
 
-def _todo(store: Store, found: Sequence[Submission]) -> tuple[list[Job], int]:
-    """Jobs for what is not graded yet, and how many are. What is known but for its date or name is recorded only."""
-    jobs, before = [], 0
+def _todo(store: Store, found: Sequence[Submission]) -> tuple[list[Job], str]:
+    """Jobs for what is not graded yet, and a word on how many are, and on who was by other tests.
+
+    What is known but for its date or name is recorded only.
+    """
+    jobs, before, changed = [], 0, []
     for submission in found:
         new, digest = store.keep(submission), store.digest(submission)
         outcome = store.outcome(submission.student)
         if outcome is None or outcome.digest != digest:
             jobs.append(Job(submission, digest))
+            changed += [submission.student] if store.outcome_of(submission) else []
         elif new or not outcome.recorded or store.failure(submission.student):
             jobs.append(Job(submission, digest, outcome))
         else:
             before += 1
-    return jobs, before
+    known = f", {before} of them graded before" if before else ""
+    told = f"{store.name}: {count(len(found), 'submission')}{known}"
+    if changed:
+        told += f"\nsource/ was changed since, so these are graded again: {names(changed)}."
+    return jobs, told
 
 
 def _exercise(lab: Lab, name: str) -> Exercise:
@@ -159,13 +179,15 @@ def _exercise(lab: Lab, name: str) -> Exercise:
     return found[0]
 
 
-def _runner(lab: Lab, store: Store, limits: Any, trust: bool) -> Callable[..., Done]:
+def _runner(book: Book, lab: Lab, store: Store, limits: Any, trust: bool) -> Callable[..., Done]:
     """What a thread does with a job; its outcome is stored before anything else can fail."""
     from labkit.grading.rebuild import rebuild
     from labkit.grading.supervise import run_submission
 
+    others = book.others(store.name)
+
     def run(job: Job, stop: Any) -> Done:
-        rebuilt = rebuild(lab, job.submission)
+        rebuilt = rebuild(lab, job.submission, others)
         outcome = job.outcome
         if outcome is None or job.exercise:
             who = job.submission.student
@@ -179,17 +201,40 @@ def _runner(lab: Lab, store: Store, limits: Any, trust: bool) -> Callable[..., D
 
 
 def _do(
-    book: Book, lab: Lab, store: Store, todo: Sequence[Job], run: Callable[..., Done], workers: int, told: str
+    book: Book,
+    lab: Lab,
+    store: Store,
+    todo: Sequence[Job],
+    run: Callable[..., Done],
+    workers: int,
+    told: str,
+    absent: Sequence[str] = (),
 ) -> int:
     terminal = console()
     terminal.print(told, soft_wrap=True)
-    failures = _grade_all(book, lab, store, todo, run, workers, terminal)
-    return _report(book, lab, store, failures, terminal)
+    try:
+        failures = _grade_all(book, store, todo, run, workers, terminal)
+    except (KeyboardInterrupt, SystemExit):
+        terminal.print(_stopped(store, todo), soft_wrap=True)
+        raise
+    return report(book, lab, store, failures, absent, terminal)
+
+
+def _stopped(store: Store, todo: Sequence[Job]) -> str:
+    kept = [store.outcome(job.submission.student) for job in todo]
+    done = sum(found is not None and found.digest == job.digest for found, job in zip(kept, todo, strict=True))
+    if any(job.exercise for job in todo):
+        return "[yellow]Stopped before all were marked by the new tests.[/] The same command runs them for all again."
+    return (
+        f"[yellow]{done} of {count(len(todo), 'submission')} are done and kept.[/] The same command goes on with the "
+        "rest; tables and feedback are written at its end."
+    )
 
 
 def _grade_all(
-    book: Book, lab: Lab, store: Store, todo: Sequence[Job], run: Callable, workers: int, terminal: Console
+    book: Book, store: Store, todo: Sequence[Job], run: Callable, workers: int, terminal: Console
 ) -> dict[str, str]:
+    """Run and record what is to be done; returns what failed, and why."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from labkit.grading.record import record
@@ -214,64 +259,3 @@ def _grade_all(
             bar.update(task, advance=1)
 
         return run_all(todo, run, finish, failed, workers)
-
-
-def _report(book: Book, lab: Lab, store: Store, failures: dict[str, str], terminal: Console) -> int:
-    """Penalties, tables, summary and feedback, from the gradebook as it is now, and a word on each."""
-    from labkit.grading import export
-    from labkit.grading.feedback import feedback
-    from labkit.grading.late import reassess
-
-    reassess(book, store.name)
-    table = export.rows(book, lab, store)
-    graded = [row for row in table if row.total is not None]
-    folder = book.root / "exports" / store.name
-    paths = export.write(folder, lab, table)
-    if graded:
-        paths += _summary(folder, lab, store.name, graded, len(table))
-    waiting = [row.student for row in graded if row.waits]
-    terminal.print(f"[green]✓[/] {_count(len(graded), 'mark')} in {', '.join(map(str, paths))}", soft_wrap=True)
-    if waiting:
-        terminal.print(
-            f"A person has still to mark: {_names(waiting)}. Open the formgrader, then run labkit grade {store.name}.",
-            soft_wrap=True,
-        )
-    for student, why in failures.items():
-        terminal.print(
-            f"[bold red]✗ {escape(student)}[/] could not be graded and has no mark: {escape(why)} "
-            f"(see {store.outcomes / student}.failed.txt)",
-            soft_wrap=True,
-        )
-    pages = feedback(book, lab, store, [row.student for row in graded])
-    terminal.print(
-        f"[green]✓[/] {_count(len(pages), 'feedback page')} in {book.root / 'feedback'}/STUDENT/{store.name}",
-        soft_wrap=True,
-    )
-    return FAILED if failures else 0
-
-
-def _summary(folder: Path, lab: Lab, name: str, graded: Sequence[Any], handed_in: int) -> list[Path]:
-    import matplotlib as mpl
-
-    from labkit.show.grades import summary
-
-    mpl.use("Agg")  # a window's toolkit would be loaded else, where there is one
-    shares = {
-        item.title: [row.points[item.id] / item.points for row in graded if row.points[item.id] is not None]
-        for item in (*lab.exercises, *lab.questions)
-        if item.points
-    }
-    facts = [f"{_count(handed_in, 'submission')}, {len(graded)} with a mark, {sum(r.waits for r in graded)} of these "
-             "with a part that a person has still to mark."]  # fmt: skip
-    if late := sum(row.penalty > 0 for row in graded):
-        facts.append(f"{late} lost points by lateness.")
-    return summary(folder, f"{name}: marks", [row.total for row in graded], lab.points, shares, facts)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _names(students: Sequence[str]) -> str:
-    more = f" and {len(students) - _NAMED} more" if len(students) > _NAMED else ""
-    return f"{escape(', '.join(students[:_NAMED]))}{more}"

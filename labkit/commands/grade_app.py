@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,15 @@ from labkit.commands.terminal import guarded
 
 
 class LabFirst(TyperGroup):
-    """Takes a first word that is no command, or an option, for what `grade lab` expects: `labkit grade 06 …`."""
+    """Takes a first word that is no command, or an option, for what `grade lab` expects: `labkit grade 06 …`.
+
+    A word that is nearly a command is a mistyped one, and no lab.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        near = difflib.get_close_matches(args[0], ["again", "init"], n=1, cutoff=0.7) if args else []
+        if near and args[0] not in self.commands:
+            ctx.fail(f"There is no command or lab {args[0]!r}. Did you mean {near[0]!r}?")
         if args and args[0] not in (*self.commands, "-h", "--help"):
             args = ["lab", *args]
         return super().parse_args(ctx, args)

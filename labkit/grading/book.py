@@ -44,7 +44,10 @@ class Book:
         """
         self.root = Path(folder).resolve()
         if not (self.root / _SETTINGS).is_file() or not (self.root / "source").is_dir():
-            raise LabError(f"{folder} is not a course folder.", f"Make one first: labkit grade init {folder}")
+            raise LabError(
+                f"{self.root} is not a course folder.",
+                f"Name the course's folder with --course COURSE_DIR, or make one: labkit grade init {folder}",
+            )
         self.config = _settings(self.root)
         # nbgrader starts `alembic` by name when it makes a database, and an environment need not be activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -78,6 +81,15 @@ class Book:
             return Lab.read(path)
         except Exception as error:  # nbformat has no common base error
             raise LabError(f"{path} cannot be read as a notebook ({error}).", "Mend it, or init the course.") from error
+
+    def others(self, name: str) -> dict[str, set[str]]:
+        """The grade_ids of the course's other labs, by the labs' names; one that cannot be read is left out."""
+        found = {}
+        for other in self.labs:
+            if other != name:
+                with contextlib.suppress(LabError):
+                    found[other] = {cell.grade_id for cell in self.lab(other).cells if cell.grade_id}
+        return found
 
     @contextlib.contextmanager
     def gradebook(self) -> Iterator[Gradebook]:

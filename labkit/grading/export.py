@@ -9,6 +9,8 @@ Canvas' gradebook (`lib/gradebook_importer.rb`) needs Student, ID and Section, i
 assignment: named as in Canvas it goes there, with another name it makes a new one. The row "Points Possible" comes
 before the students.
 
+Where a person has still to mark a question, the mark is not final: these tables leave it blank.
+
 Names come from what students hand in, so a cell that a spreadsheet would compute is made text.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labkit.files import write_text
@@ -40,6 +42,7 @@ class Row:
         points: by exercise, and by question that a person has marked; None where the mark is still to be given.
         penalty: points that lateness took off.
         total: all points without the penalty's, None where the submission could not be graded.
+        older: whether it was marked by the lab as it was before `source/` was changed.
     """
 
     student: str
@@ -49,6 +52,12 @@ class Row:
     penalty: float = 0.0
     total: float | None = None
     notes: tuple[str, ...] = ()
+    older: bool = False
+
+    @property
+    def final(self) -> float | None:
+        """The total, None while a person has still to mark something: what a platform may be told."""
+        return None if self.waits else self.total
 
     @property
     def waits(self) -> bool:
@@ -68,7 +77,8 @@ def rows(book: Book, lab: Lab, store: Store) -> list[Row]:
                 said = f"Not graded: {why or 'the run has not come to it.'}"
                 out.append(Row(who.student, who.name, who.lms_id, notes=(said,)))
             else:
-                out.append(_row(who, lab, found[who.student], tuple(outcome.notes)))
+                row = _row(who, lab, found[who.student], tuple(outcome.notes))
+                out.append(replace(row, older=outcome.digest != store.digest(who)))
     return out
 
 
@@ -102,9 +112,12 @@ def write(folder: Path, lab: Lab, table: Iterable[Row]) -> list[Path]:
 
 
 def grades_table(lab: Lab, table: Iterable[Row]) -> Table:
-    """A head, then a row a student: points of each exercise and question, penalty, total, and what was odd."""
+    """A head, then a row a student: points of each exercise and question, penalty, points, and what was odd.
+
+    "total" is final, and blank where a person has still to mark something; "so_far" is there then, too.
+    """
     ids = [item.id for item in (*lab.exercises, *lab.questions)]
-    head: list[Value] = ["student", "name", "lms_id", *ids, "manual", "late_penalty", "total", "max", "notes"]
+    head: list[Value] = ["student", "name", "lms_id", *ids, "manual", "late_penalty", "so_far", "total", "max", "notes"]
     questions = [item.id for item in lab.questions]
 
     def line(row: Row) -> list[Value]:
@@ -112,8 +125,9 @@ def grades_table(lab: Lab, table: Iterable[Row]) -> Table:
         manual = None if None in given else sum(value for value in given if value is not None)
         penalty = row.penalty if row.total is not None else None
         marks = [row.points.get(name) for name in ids]
-        notes = " ".join([*row.notes, *(["A person has still to mark it."] if row.waits else [])])
-        return [row.student, row.name, row.lms_id, *marks, manual, penalty, row.total, lab.points, notes]
+        told = {"A person has still to mark it.": row.waits, "Marked by older tests than others.": row.older}
+        notes = " ".join([*row.notes, *(sentence for sentence, holds in told.items() if holds)])
+        return [row.student, row.name, row.lms_id, *marks, manual, penalty, row.total, row.final, lab.points, notes]
 
     return [head, *map(line, table)]
 
@@ -121,14 +135,14 @@ def grades_table(lab: Lab, table: Iterable[Row]) -> Table:
 def moodle_table(name: str, points: float, table: Iterable[Row]) -> Table:
     """Moodle's grading worksheet."""
     head: list[Value] = ["Identifier", "Full name", "Grade", "Maximum grade", "Last modified (grade)"]
-    return [head, *([row.lms_id, row.name, row.total, points, ""] for row in table)]
+    return [head, *([row.lms_id, row.name, row.final, points, ""] for row in table)]
 
 
 def canvas_table(name: str, points: float, table: Iterable[Row]) -> Table:
     """Canvas' gradebook with one assignment, called as the lab."""
     possible: list[Value] = ["Points Possible", "", "", points]
     head: list[Value] = ["Student", "ID", "Section", name]
-    return [head, possible, *([r.name, r.lms_id, "", r.total] for r in table)]
+    return [head, possible, *([r.name, r.lms_id, "", r.final] for r in table)]
 
 
 def _csv(table: Iterable[Iterable[Value]]) -> str:

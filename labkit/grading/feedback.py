@@ -12,7 +12,8 @@ cleaned of scripts and of whatever a browser would fetch, and the page forbids b
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,11 @@ from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, Preprocessor
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
 from nbgrader.converters import GenerateFeedback
-from nbgrader.preprocessors import GetGrades
 
-from labkit.errors import LabError
 from labkit.grading.book import NOTEBOOK, Book, run
+from labkit.grading.feedback_marks import Marks, exercises
 from labkit.grading.feedback_page import TEMPLATE, clean_html
-from labkit.grading.lab import Exercise, Lab
+from labkit.grading.lab import Cell, Lab
 from labkit.grading.leaks import leaks, readable
 from labkit.grading.outcome import CellOutcome, Outcome
 from labkit.grading.record import LABEL
@@ -36,6 +36,9 @@ from labkit.grading.store import Store
 from labkit.show.page import formulas
 
 _THEIRS = "labkit_theirs"  # marks a cell whose source the student wrote
+_NOTHING = "labkit_nothing"  # marks an answer that is as it was handed out
+
+_NO_RESPONSE = "No response."  # nbgrader's own comment on such an answer
 
 
 class HideTests(Preprocessor):
@@ -46,24 +49,44 @@ class HideTests(Preprocessor):
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
         found = self.store.outcome(resources["nbgrader"]["student"]) or Outcome("", "", "")
-        released = {
-            cell.grade_id or f"cell-{cell.index}": raw.source
-            for cell, raw in zip(self.lab.cells, self.lab.stub().cells, strict=True)
-            if not cell.solution
-        }
+        stubs = {cell.grade_id or f"cell-{cell.index}": raw.source for cell, raw in self._pairs()}
+        theirs = {cell.grade_id for cell in self.lab.cells if cell.solution}
         hidden = {cell.grade_id for cell in self.lab.cells if cell.has_hidden_tests}
+        nothing = _unanswered(self.lab, stubs, nb, found)
+        silent = {cell.grade_id for item in self.lab.exercises if item.id in nothing for cell in item.tests}
         before_hidden = True
         for cell in nb.cells:
             label = cell.metadata.get(LABEL, "")
             before_hidden = before_hidden and label not in hidden
-            cell.metadata[_THEIRS] = label not in released
-            cell.source = released.get(label, cell.source)
+            cell.metadata[_THEIRS] = label in theirs or label not in stubs
+            cell.metadata[_NOTHING] = label in nothing
+            if label in nothing and cell.metadata.nbgrader.get("comment") == _NO_RESPONSE:
+                cell.metadata.nbgrader["comment"] = ""
+            if not cell.metadata[_THEIRS]:
+                cell.source = stubs[label]
             if cell.cell_type == "code":
-                cell.outputs = seen(found.cells.get(label), printed=before_hidden)
-        resources["nbgrader"]["notebook"] = self.lab.path.parent.name
-        resources["labkit"] = {"exercises": _exercises(self.lab, nb), "notes": found.notes}
-        resources["labkit"]["folder"] = str(self.lab.path.parent)
+                repeats = label in nothing or (label in silent and _for_want_of_it(found.cells.get(label)))
+                cell.outputs = [] if repeats else seen(found.cells.get(label), printed=before_hidden)
+        resources["nbgrader"]["notebook"] = name = self.lab.path.parent.name
+        resources["labkit"] |= {"exercises": exercises(self.lab, nb), "notes": found.notes}
+        resources["labkit"] |= {"folder": str(self.lab.path.parent), "lab": name}
         return nb, resources
+
+    def _pairs(self) -> Iterator[tuple[Cell, NotebookNode]]:
+        return zip(self.lab.cells, self.lab.stub().cells, strict=True)
+
+
+def _unanswered(lab: Lab, stubs: dict[str, str], nb: NotebookNode, found: Outcome) -> set[str]:
+    """Labels of the answers that are as they were handed out; not those that a cell elsewhere gave."""
+    sources = {cell.metadata.get(LABEL, ""): cell.source for cell in nb.cells}
+    same = {label for label, source in stubs.items() if sources.get(label, "").strip() == source.strip()}
+    coded = {i.id for i in lab.exercises if any(_for_want_of_it(found.cells.get(c.grade_id)) for c in i.tests)}
+    return same & (coded | {cell.grade_id for item in lab.questions for cell in item.tests})
+
+
+def _for_want_of_it(found: CellOutcome | None) -> bool:
+    """Whether a test failed because its answer was not there."""
+    return found is not None and found.error.startswith(("NameError", "NotImplementedError"))
 
 
 def seen(found: CellOutcome | None, printed: bool) -> list[NotebookNode]:
@@ -78,33 +101,6 @@ def seen(found: CellOutcome | None, printed: bool) -> list[NotebookNode]:
     if found.shown:
         out.append(new_output("error", ename="", evalue="", traceback=found.shown.splitlines()))
     return out
-
-
-def _exercises(lab: Lab, nb: NotebookNode) -> list[dict[str, Any]]:
-    """Title, points, possible points of each exercise and question; points are None where a person has yet to mark."""
-    marks = {cell.metadata.nbgrader.grade_id: cell.metadata.nbgrader for cell in nb.cells if _graded(cell)}
-
-    def row(item: Exercise) -> dict[str, Any]:
-        cells = [marks.get(cell.grade_id, {}) for cell in item.tests]
-        waits = any(mark.get("waits") for mark in cells)
-        points = None if waits else sum(float(mark.get("score") or 0) for mark in cells)
-        return {"title": item.title, "points": points, "most": item.points}
-
-    return [row(item) for item in sorted(lab.exercises + lab.questions, key=lambda item: item.statement.index)]
-
-
-def _graded(cell: NotebookNode) -> bool:
-    return bool(cell.metadata.get("nbgrader", {}).get("grade"))
-
-
-class Marks(GetGrades):
-    """nbgrader's marks and comments, and whether a mark is still to be given by a person."""
-
-    def _get_score(self, cell: NotebookNode, resources: Any) -> None:
-        super()._get_score(cell, resources)
-        place = (self.notebook_id, self.assignment_id, self.student_id)
-        grade = self.gradebook.find_grade(cell.metadata["nbgrader"]["grade_id"], *place)
-        cell.metadata.nbgrader["waits"] = grade.manual_score is None and grade.auto_score is None
 
 
 class FeedbackExporter(HTMLExporter):
@@ -154,14 +150,24 @@ class Feedback(GenerateFeedback):
         """Nothing to copy: beside the notebook lie files of the course's source."""
 
 
-def feedback(book: Book, lab: Lab, store: Store, students: Collection[str]) -> dict[str, Path]:
-    """Write `feedback/STUDENT/LAB/lab.html` for students whose marks are recorded; returns their paths.
+@dataclass(frozen=True)
+class Pages:
+    """Feedback pages by student: those that were written, and why others are withheld."""
+
+    written: dict[str, Path] = field(default_factory=dict)
+    withheld: dict[str, str] = field(default_factory=dict)
+
+
+def feedback(book: Book, lab: Lab, store: Store, students: Collection[str]) -> Pages:
+    """Write `feedback/STUDENT/LAB/lab.html` for students whose marks are recorded.
+
+    A page that shows a line of a solution or of a hidden test which its student has not written is taken away.
 
     Raises:
         LabError: a page cannot be written.
     """
     if not students:
-        return {}
+        return Pages()
     hide = HideTests(enabled=True)
     hide.lab, hide.store = lab, store
     name = lab.path.parent.name
@@ -170,27 +176,20 @@ def feedback(book: Book, lab: Lab, store: Store, students: Collection[str]) -> d
     converter.exporter_class = FeedbackExporter
     converter.preprocessors = [Marks, hide, CSSHTMLHeaderPreprocessor]
     run(converter)
-    paths = {student: book.root / "feedback" / student / name / f"{NOTEBOOK}.html" for student in students}
-    written = {student: path for student, path in paths.items() if path.is_file()}
-    _keep_secrets(book, lab, written)
-    return written
-
-
-def _keep_secrets(book: Book, lab: Lab, written: dict[str, Path]) -> None:
-    """Take each page away that shows a line of a solution or of a hidden test which its student has not written.
-
-    Raises:
-        LabError: some did; the others stay.
-    """
-    found = {}
-    for student, page in written.items():
-        submitted = book.root / "submitted" / student / lab.path.parent.name / f"{NOTEBOOK}.ipynb"
-        theirs = readable(submitted.read_text(encoding="utf-8"))
-        if leaked := leaks(lab, page.read_text(encoding="utf-8"), own=theirs):
+    pages = Pages()
+    for student in students:
+        page = book.root / "feedback" / student / name / f"{NOTEBOOK}.html"
+        if not page.is_file():
+            continue
+        if leaked := _leaked(book, lab, student, page):
             page.unlink()
-            found[student] = leaked[0]
-    if found:
-        student, line = next(iter(found.items()))
-        more = f" (and {len(found) - 1} more page(s) such lines)" if len(found) > 1 else ""
-        cause = f"The feedback page of {student} would show: {line}{more}"
-        raise LabError(cause, "Look for it in the messages of the lab's tests, and grade again.")
+            pages.withheld[student] = leaked[0]
+        else:
+            pages.written[student] = page
+    return pages
+
+
+def _leaked(book: Book, lab: Lab, student: str, page: Path) -> list[str]:
+    submitted = book.root / "submitted" / student / lab.path.parent.name / f"{NOTEBOOK}.ipynb"
+    theirs = readable(submitted.read_text(encoding="utf-8"))
+    return leaks(lab, page.read_text(encoding="utf-8"), own=theirs)

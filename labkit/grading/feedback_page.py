@@ -31,6 +31,29 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 TEMPLATE = """
 {%- extends 'index.html.j2' -%}
+{%- macro heading(cell) -%}
+{%- set marks = cell.metadata.nbgrader -%}
+<div class="panel-heading">
+{%- if marks.solution %}<span>Your answer</span>{% else %}<span>Test <code>{{ marks.grade_id | e }}</code></span>
+{%- endif %}
+<span class="pull-right">
+{%- if marks.grade and marks.waits %}waits for your teacher (of {{ '%g' | format(marks.points | float) }}){% endif -%}
+{%- if marks.grade and not marks.waits %}{{ '%g' | format(marks.score | float | round(2)) }} of
+{{ '%g' | format(marks.points | float) }}{% endif %} <a href="#top">(top)</a></span></div>
+{%- endmacro -%}
+{%- macro nothing(cell) -%}
+{%- if cell.metadata.labkit_nothing %}<p class="nothing">Nothing was handed in for this: the cell is as it was handed
+out.</p>{% endif -%}
+{%- endmacro -%}
+{%- macro comment(cell) -%}
+{%- if cell.metadata.nbgrader.solution and cell.metadata.nbgrader.comment -%}
+<div class="panel-footer"><b>Comments:</b> {{ cell.metadata.nbgrader.comment | markdown2html }}</div>
+{%- endif -%}
+{%- endmacro -%}
+{%- macro is_marked(cell) -%}
+{%- if 'nbgrader' in cell.metadata and (cell.metadata.nbgrader.solution or cell.metadata.nbgrader.grade) -%}
+yes{%- endif -%}
+{%- endmacro -%}
 {%- block header -%}
 <!DOCTYPE html>
 <html lang="en">
@@ -54,33 +77,57 @@ div.prompt { display: none; }
 .pull-right { float: right; }
 .panel-footer { background: #fff6e0; padding: 0.4em 0.8em; }
 .output_error pre { background: #fdecea; border-left: 4px solid #D55E00; }
+.nothing { background: #fff6e0; padding: 0.4em 0.8em; margin: 0.3em 0; }
 img { max-width: 100%; height: auto; }
 math[display="block"] { margin: 0.8em 0; }
 .anchor-link { display: none; }
 </style>
 </head>
 {%- endblock header -%}
+{%- block markdowncell scoped -%}
+<div class="cell">
+{%- if is_marked(cell) %}<div class="nbgrader_cell">{{ heading(cell) }}{{ cell.source | markdown2html }}
+{{- nothing(cell) }}{{ comment(cell) }}</div>
+{%- else %}{{ cell.source | markdown2html }}{% endif -%}
+</div>
+{%- endblock markdowncell -%}
+{%- block input -%}
+{%- if is_marked(cell) %}<div class="nbgrader_cell">{{ heading(cell) }}{{ cell.source | highlight_code }}
+{{- nothing(cell) }}{{ comment(cell) }}</div>
+{%- else %}{{ cell.source | highlight_code }}{% endif -%}
+{%- endblock input -%}
 {%- block body_header -%}{%- endblock -%}
 {%- block body_footer -%}{%- endblock -%}
 {%- block body -%}
 <body>
 <a id="top"></a>
 <main>
+{%- set waiting = resources.labkit.exercises | selectattr('points', 'none') | map(attribute='title') | list -%}
 <h1>{{ resources.nbgrader.notebook | e }}</h1>
 <p><strong>{{ '%g' | format(resources.nbgrader.score | float | round(2)) }} of
 {{ '%g' | format(resources.nbgrader.max_score | float | round(2)) }} points</strong>
-for {{ resources.nbgrader.student | e }}</p>
+{% if waiting %}so far {% endif %}for
+{% if resources.labkit.name %}{{ resources.labkit.name | e }} ({{ resources.nbgrader.student | e }})
+{%- else %}{{ resources.nbgrader.student | e }}{% endif %}</p>
+{%- if waiting %}
+<p>The marks are not final: {{ waiting | join(', ') | e }} {{ 'waits' if waiting | length == 1 else 'wait' }} for your
+teacher.</p>
+{%- endif %}
+<p>{% if resources.labkit.received %}Handed in {{ resources.labkit.received | e }}
+{%- else %}When it was handed in is not known{% endif %}
+{%- if resources.labkit.due %}, due {{ resources.labkit.due | e }}{% endif %}.</p>
 <table>
 <thead><tr><th scope="col">exercise</th><th scope="col" class="points">points</th>
 <th scope="col" class="points">of</th></tr></thead>
 <tbody>
 {%- for row in resources.labkit.exercises %}
 <tr><th scope="row">{{ row.title | e }}</th><td class="points">
-{%- if row.points is none %}to be marked{% else %}{{ '%g' | format(row.points | round(2)) }}{% endif -%}
+{%- if row.points is none %}waits for your teacher{% else %}{{ '%g' | format(row.points | round(2)) }}{% endif -%}
 </td><td class="points">{{ '%g' | format(row.most) }}</td></tr>
 {%- endfor %}
 {%- if resources.nbgrader.late_penalty > 0 %}
-<tr><th scope="row">handed in late</th><td class="points">
+<tr><th scope="row">handed in late
+{%- if resources.labkit.late %}: {{ resources.labkit.late | e }}{% endif %}</th><td class="points">
 −{{ '%g' | format(resources.nbgrader.late_penalty | float | round(2)) }}</td><td></td></tr>
 {%- endif %}
 <tr class="total"><th scope="row">total</th>
@@ -91,7 +138,8 @@ for {{ resources.nbgrader.student | e }}</p>
 <h2>What was odd about the notebook</h2>
 <ul>{% for note in resources.labkit.notes %}<li>{{ note | e }}</li>{% endfor %}</ul>
 {%- endif %}
-<p>Hidden tests are not shown; where one failed, its own message is.</p>
+<p>Hidden tests are not shown; where one failed, its own message is. What cells print is shown up to the first hidden
+test; what is printed after it is not.</p>
 <hr>
 {{ super.super() }}
 </main>

@@ -131,10 +131,12 @@ def _below_one_folder(entries: list[Entry], notebook: str) -> list[Entry]:
 
 def _submission(student: _Student, entries: list[Entry], notebook: str, lab: str) -> Submission:
     base = Submission("", student.name, student.lms_id, received=max(entry.when for entry in entries))
+    entries = [e for e in entries if lab in e.parts[:-1]] or entries
+    base = replace(base, files=tuple(entries))
     try:
-        entries = [e for e in entries if lab in e.parts[:-1]] or entries
         chosen, entries = _chosen(entries, notebook)
         raw = chosen.read(MOST_BYTES)
+        base = replace(base, files=tuple(entry for entry in base.files if entry is not chosen))
         beside = [e for e in entries if e.parts == (*chosen.parts[:-1], "timestamp.txt")]
         received = _stamp(beside[0]) if beside else None
         return replace(base, raw=raw, received=received or chosen.when, source="/".join(chosen.parts))

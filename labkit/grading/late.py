@@ -16,6 +16,7 @@ from nbformat.v4 import new_notebook
 from nbgrader.plugins import BasePlugin
 from nbgrader.preprocessors import AssignLatePenalties
 from traitlets import Float
+from traitlets.config import Config
 
 from labkit.errors import LabError
 from labkit.grading.book import NOTEBOOK, Book
@@ -38,11 +39,29 @@ class DailyPenalty(BasePlugin):
 
     def late_submission_penalty(self, student_id: str, score: float, total_seconds_late: float) -> float | None:
         """Points to take off a score; None when it is not late. Days count from the end of the grace on."""
-        late = total_seconds_late - 60 * self.grace_minutes
-        if late <= 0:
+        days = self._days(total_seconds_late)
+        if not days:
             return None
-        percent = min(self.percent_per_day * math.ceil(late / _DAY_S), self.maximum_percent)
-        return max(score, 0.0) * percent / 100
+        return max(score, 0.0) * min(self.percent_per_day * days, self.maximum_percent) / 100
+
+    def reason(self, total_seconds_late: float) -> str:
+        """Why points are taken off, in one sentence for the student."""
+        days = self._days(total_seconds_late)
+        begun = f"{days} day{'' if days == 1 else 's'} begun after the due date"
+        grace = f" and {self.grace_minutes:g} minutes of grace" if self.grace_minutes else ""
+        most = f", {self.maximum_percent:g} % at most" if self.percent_per_day * days > self.maximum_percent else ""
+        return f"{begun}{grace}, {self.percent_per_day:g} % of the points for each{most}."
+
+    def _days(self, total_seconds_late: float) -> int:
+        """Days begun after the grace."""
+        return max(math.ceil((total_seconds_late - 60 * self.grace_minutes) / _DAY_S), 0)
+
+
+def reason(config: Config, total_seconds_late: float) -> str:
+    """Why a submission lost points by lateness, by the course's settings; '' where another plugin takes them."""
+    step = AssignLatePenalties(config=config)
+    step.init_plugin()
+    return step.plugin_inst.reason(total_seconds_late) if isinstance(step.plugin_inst, DailyPenalty) else ""
 
 
 def set_due(book: Book, lab: str, when: datetime | None) -> None:

@@ -12,9 +12,12 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.files import write_text
+
+if TYPE_CHECKING:
+    from labkit.grading.entries import Entry
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Submission:
         problem: why there is no notebook to read, in one sentence for the student; '' when there is one.
         received: when it was handed in, in UTC without a zone, as nbgrader keeps it; None when unknown.
         source: the file's name in what was collected.
+        files: what else was handed in, or all of it where no notebook was found; read when it is stored.
     """
 
     student: str
@@ -38,6 +42,7 @@ class Submission:
     problem: str = ""
     received: datetime | None = None
     source: str = ""
+    files: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass

@@ -9,7 +9,7 @@ submission come only the sources of its answers, found by their `grade_id`, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from labkit.grading.outcome import Submission
 
 MOST_BYTES = 20_000_000  # of a notebook; its outputs count, and figures are large
 MOST_SOURCE = 200_000  # characters of code and text, together
+
+ANOTHER_LAB = "This is lab "  # how the sentence on another lab's notebook begins
 
 Kind = Literal["own", "answer", "extra", "test"]
 
@@ -63,12 +65,16 @@ class _Found:
     notes: list[str] = field(default_factory=list)
 
 
-def rebuild(lab: Lab, submission: Submission) -> Rebuilt:
+def rebuild(lab: Lab, submission: Submission, others: Mapping[str, Collection[str]] | None = None) -> Rebuilt:
     """Put a submission's answers into the lab; whatever it holds, this returns.
 
     An answer that is missing stays the released stub. The reasons are in `notes`.
+
+    Args:
+        others: the grade_ids of the course's other labs, by the labs' names: one of these may have been handed in.
     """
     cells, problem = _cells(submission)
+    problem = problem or _another_lab(lab, cells, others or {})
     found = _sort(lab, cells) if not problem else _Found(notes=[problem])
     if not problem:
         missing = [item.id for item in lab.exercises if item.id not in found.answers]
@@ -99,6 +105,19 @@ def _cells(submission: Submission) -> tuple[list[dict[str, Any]], str]:
     if sum(len(_source(cell) or "") for cell in cells) > MOST_SOURCE:
         return [], f"The notebook holds more than {MOST_SOURCE:,} characters of code and text."
     return cells, ""
+
+
+def _another_lab(lab: Lab, cells: list[dict[str, Any]], others: Mapping[str, Collection[str]]) -> str:
+    """The sentence for a notebook with more of another lab in it than of this one, of which it lacks the most."""
+    there = {_grade_id(cell) for cell in cells} - {""}
+    ours = {cell.grade_id for cell in lab.cells if cell.grade_id}
+    counts = {name: len(there & set(theirs)) for name, theirs in others.items()}
+    best = max(counts, key=lambda name: counts[name], default="")
+    if not best or counts[best] <= len(there & ours) or 2 * len(there & ours) >= len(ours):
+        return ""
+    asked = lab.path.parent.name
+    numbers = [name.partition("-")[0] if name[:1].isdigit() else name for name in (best, asked)]
+    return f"{ANOTHER_LAB}{numbers[0]}, and lab {numbers[1]} was asked."
 
 
 def _source(cell: dict[str, Any]) -> str | None:

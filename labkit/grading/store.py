@@ -1,7 +1,8 @@
 """What a course keeps beside nbgrader's files: submissions as they were handed in, and what grading them found.
 
-`received/LAB/STUDENT/HASH.ipynb` are the bytes of each hand-in, older ones too, and `handed-in.json` says which one
-counts; `outcomes/LAB/STUDENT.json` is the `Outcome` of the last run, and `outcomes/LAB/.labs` the labs that marked.
+`received/LAB/STUDENT/HASH.ipynb` are the bytes of each notebook, older ones too, `HASH-NAME` those of any other file
+that was handed in, and `handed-in.json` says which ones count; `outcomes/LAB/STUDENT.json` is the `Outcome` of the last
+run, and `outcomes/LAB/.labs` the labs that marked.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.files import write_bytes, write_text
+from labkit.grading.entries import UnreadableError
 from labkit.grading.lab import Lab
 from labkit.grading.outcome import Outcome, Submission, digest
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from labkit.grading.book import Book
 
 _HANDED_IN = "handed-in.json"
+_MOST_BESIDE = 80_000_000  # bytes of one student's files beside the notebook
+_MOST_FILES = 100
+_LONGEST = 80  # characters of a file's name
 Cells = list[list[Any]]  # [type, source, nbgrader's metadata] of each cell of a lab
 
 
@@ -49,16 +55,17 @@ class Store:
         if submission.student in ("", ".", "..") or "/" in submission.student:
             raise LabError(f"{submission.student!r} cannot be a student's id.", "Rename the folder of the submission.")
         folder = self.received / submission.student
-        kept = folder / f"{hashlib.sha256(submission.raw).hexdigest()[:32]}.ipynb"
-        if not kept.is_file():
-            write_bytes(kept, submission.raw)
+        notebook = "" if submission.problem else _kept(folder, submission.raw, ".ipynb")
+        files, left_out = _others(folder, submission)
         facts = {
             "name": submission.name,
             "lms_id": submission.lms_id,
             "problem": submission.problem,
             "received": submission.received.isoformat() if submission.received else None,
             "source": submission.source,
-            "file": kept.name,
+            "file": notebook,
+            "files": files,
+            "left_out": left_out,
         }
         text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
         path = folder / _HANDED_IN
@@ -81,6 +88,18 @@ class Store:
             write_bytes(marking, self._lab)
         outcome.save(self._path(outcome.student))
         self._failure(outcome.student).unlink(missing_ok=True)
+
+    @property
+    def proven(self) -> bool:
+        """Whether this state of the lab was seen to mark its own solutions right."""
+        return self._proof().is_file()
+
+    def prove(self) -> None:
+        """Note that it was."""
+        write_text(self._proof(), "")
+
+    def _proof(self) -> Path:
+        return self.outcomes / ".labs" / f"{hashlib.sha256(self._lab).hexdigest()[:32]}.proven"
 
     def fail(self, student: str, why: str, traceback: str) -> None:
         """Note that a student could not be graded; until an outcome is saved there is no mark: better than a wrong one.
@@ -154,6 +173,32 @@ def _without(cells: Cells, labels: Iterable[str]) -> Cells:
     return [cell for cell in cells if (cell[2] or {}).get("grade_id") not in left_out]
 
 
+def _kept(folder: Path, raw: bytes, end: str) -> str:
+    """The name under which bytes lie in a folder, stored if they are new."""
+    name = f"{hashlib.sha256(raw).hexdigest()[:32]}{end}"
+    if not (folder / name).is_file():
+        write_bytes(folder / name, raw)
+    return name
+
+
+def _others(folder: Path, submission: Submission) -> tuple[list[str], list[str]]:
+    """Store what was handed in beside the notebook, or in its place; the files' names, and why others are left out."""
+    files: list[str] = []
+    left_out: list[str] = []
+    room = _MOST_BESIDE
+    if len(submission.files) > _MOST_FILES:
+        left_out.append(f"Of {len(submission.files)} files the first {_MOST_FILES} are kept.")
+    for entry in submission.files[:_MOST_FILES]:
+        try:
+            raw = entry.read(room)
+        except UnreadableError as error:
+            left_out.append(str(error))
+            continue
+        room -= len(raw)
+        files.append(_kept(folder, raw, f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', entry.name)[-_LONGEST:]}"))
+    return files, left_out
+
+
 def _submission(path: Path) -> Submission:
     facts = json.loads(path.read_text(encoding="utf-8"))
     received = datetime.fromisoformat(facts["received"]) if facts["received"] else None
@@ -161,7 +206,7 @@ def _submission(path: Path) -> Submission:
         student=path.parent.name,
         name=facts["name"],
         lms_id=facts["lms_id"],
-        raw=(path.parent / facts["file"]).read_bytes(),
+        raw=(path.parent / facts["file"]).read_bytes() if facts["file"] else b"",
         problem=facts["problem"],
         received=received,
         source=facts["source"],

@@ -14,7 +14,19 @@ from labkit.grading.store import Store
 from .small_course import NAME, handed_in, mark_by_hand, outcome, submission
 from .test_late import DUE
 
-HEAD = ["student", "name", "lms_id", "ex1-mean", "q2-means", "manual", "late_penalty", "total", "max", "notes"]
+HEAD = [
+    "student",
+    "name",
+    "lms_id",
+    "ex1-mean",
+    "q2-means",
+    "manual",
+    "late_penalty",
+    "so_far",
+    "total",
+    "max",
+    "notes",
+]
 
 
 @pytest.fixture
@@ -53,12 +65,12 @@ def test_marks_for_people(handed, tmp_path):
     assert [path.name for path in paths] == ["grades.csv"]
     head, *lines = read(paths[0])
     assert head == HEAD
-    assert lines[0] == ["ada", "Ada King", "", "2", "1.5", "1.5", "0", "3.5", "5", "Odd, it is. =HYPERLINK(1)"]
+    assert lines[0] == ["ada", "Ada King", "", "2", "1.5", "1.5", "0", "3.5", "3.5", "5", "Odd, it is. =HYPERLINK(1)"]
     waits = "A person has still to mark it."
-    assert lines[1] == ["bob", "'=cmd|' /C calc'!A0", "'-7", "1.125", "", "", "0", "1.125", "5", f"'=1+1 {waits}"]
-    assert lines[2] == ["cyd", "", "", "3", "", "", "0.75", "2.25", "5", waits]
-    assert lines[3] == ["dan", *[""] * 7, "5", "Not graded: the run has not come to it."]
-    assert lines[4] == ["eli", *[""] * 7, "5", "Not graded: ZeroDivisionError: a fault"]
+    assert lines[1] == ["bob", "'=cmd|' /C calc'!A0", "'-7", "1.125", "", "", "0", "1.125", "", "5", f"'=1+1 {waits}"]
+    assert lines[2] == ["cyd", "", "", "3", "", "", "0.75", "2.25", "", "5", waits]
+    assert lines[3] == ["dan", *[""] * 8, "5", "Not graded: the run has not come to it."]
+    assert lines[4] == ["eli", *[""] * 8, "5", "Not graded: ZeroDivisionError: a fault"]
 
 
 def test_an_older_hand_ins_mark_is_not_the_newers(handed):
@@ -75,9 +87,17 @@ def test_each_platform_gets_its_own_students_with_marks(handed, tmp_path):
     hand_in(submission("ada", "Ada King", "Participant 12345"), outcome("ada"))
     hand_in(submission("bob", "Bob", "Participant 7"))
     hand_in(submission("cyd", "Cyd, C", "4411"), outcome("cyd", hidden=0.0))
-    paths = export.write(tmp_path, lab, export.rows(book, lab, store))
-    assert [path.name for path in paths] == ["grades.csv", "moodle.csv", "canvas.csv"]
-    moodle = read(paths[1])
+
+    def tables():
+        paths = export.write(tmp_path, lab, export.rows(book, lab, store))
+        assert [path.name for path in paths] == ["grades.csv", "moodle.csv", "canvas.csv"]
+        return [read(path) for path in paths[1:]]
+
+    moodle, canvas = tables()
+    assert moodle[1][2] == "" and canvas[2][3] == "", "a question waits: the mark is not final"
+    mark_by_hand(book, "ada", "q2-means", 0.0)
+    mark_by_hand(book, "cyd", "q2-means", 2.0)
+    moodle, canvas = tables()
     # Moodle's importer looks for these three and takes no file without them.
     assert {"Identifier", "Grade", "Last modified (grade)"} <= set(moodle[0])
     assert dict(zip(*moodle, strict=True)) == {
@@ -87,10 +107,9 @@ def test_each_platform_gets_its_own_students_with_marks(handed, tmp_path):
         "Maximum grade": "5",
         "Last modified (grade)": "",
     }
-    canvas = read(paths[2])
     # Canvas: Student, then ID, then Section, more than three columns; "Points Possible" in the first cell of a row.
     assert canvas[0] == ["Student", "ID", "Section", NAME]
-    assert canvas[1:] == [["Points Possible", "", "", "5"], ["Cyd, C", "4411", "", "1"]]
+    assert canvas[1:] == [["Points Possible", "", "", "5"], ["Cyd, C", "4411", "", "3"]]
     store.fail("cyd", "a fault", "")
     export.write(tmp_path, lab, export.rows(book, lab, store))
     assert not (tmp_path / "canvas.csv").exists(), "no stale table stays"

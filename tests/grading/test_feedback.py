@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from html.parser import HTMLParser
 
 import nbformat
 import pytest
 
-from labkit.errors import LabError
 from labkit.grading.book import Book
 from labkit.grading.feedback import feedback
 from labkit.grading.feedback_page import clean_html
@@ -85,26 +85,33 @@ def pages(tmp_path_factory):
         record(book, who, found, handed)
         store.save(found)
     mark_by_hand(book, "ada", "q2-means", 1.5, "Well **seen**: $n$ counts. ![x](http://example.org/x.png)")
-    paths = feedback(book, lab, store, list(cases))
+    paths = feedback(book, lab, store, list(cases)).written
     return {student: path.read_text(encoding="utf-8") for student, path in paths.items()}, book, lab, store
 
 
 def test_marks_by_exercise_comments_and_what_waits(pages):
     ada, bob, eve = (text(pages[0][s]) for s in ("ada", "bob", "eve"))
-    assert "4.5 of 5 points for ada" in ada and "The mean 3 3" in ada and "Means of means 1.5 2" in ada
-    assert "Well seen : counts." in ada and "to be marked" not in ada and "handed in late" not in ada
-    assert "1 of 5 points for bob" in bob and "The mean 1 3" in bob and "Means of means to be marked 2" in bob
+    assert "4.5 of 5 points for Ada King (ada)" in ada and "The mean 3 3" in ada and "Means of means 1.5 2" in ada
+    assert "Well seen : counts." in ada and "your teacher" not in ada and "handed in late" not in ada
+    assert "1 of 5 points so far for bob" in bob and "The mean 1 3" in bob
+    assert "Means of means waits for your teacher 2" in bob and "The marks are not final: Means of means waits" in bob
+    assert "Your answer waits for your teacher (of 2)" in bob and "0.0 / 2" not in bob and "Score" not in bob
+    assert "Test ex1-mean-hidden 0 of 2" in bob and "When it was handed in is not known, due 2026-12-01 18:00" in bob
+    assert "what is printed after it is not" in bob
     assert "The test ex1-mean-test was <changed>." in bob and "the count is not always 2" in bob
     assert "debugging <b>" in bob and "return 2" in bob
-    assert "0 of 5 points for eve" in eve and "the mean of 1 and 3 is 2" in eve
+    assert "0 of 5 points so far for eve" in eve and "the mean of 1 and 3 is 2" in eve
 
 
-def test_lateness_is_a_line_of_the_table(pages):
+def test_lateness_is_a_line_of_the_table(pages, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
     _, book, lab, store = pages
     mark_by_hand(book, "eve", "q2-means", 2.0)
     record(book, submission("eve", received="2026-12-02T12:00:00"), outcome("eve"), handed_in(lab, text="x"))
-    page = text(feedback(book, lab, store, ["eve"])["eve"].read_text(encoding="utf-8"))
-    assert "handed in late −1.25" in page and "3.75 of 5 points" in page
+    page = text(feedback(book, lab, store, ["eve"]).written["eve"].read_text(encoding="utf-8"))
+    assert "3.75 of 5 points for eve" in page and "Handed in 2026-12-02 12:00 UTC, due 2026-12-01 18:00 UTC." in page
+    assert "handed in late: 1 day begun after the due date, 25 % of the points for each. −1.25" in page
 
 
 def test_nothing_hidden_is_on_any_page(pages):
@@ -145,27 +152,60 @@ def test_only_the_students_asked_for(pages):
     _, book, lab, store = pages
     path = book.root / "feedback" / "bob" / NAME / "lab.html"
     before = path.stat().st_mtime_ns
-    assert list(feedback(Book(book.root), lab, store, ["ada"])) == ["ada"]
-    assert path.stat().st_mtime_ns == before and feedback(book, lab, store, []) == {}
+    assert list(feedback(Book(book.root), lab, store, ["ada"]).written) == ["ada"]
+    assert path.stat().st_mtime_ns == before and feedback(book, lab, store, []).written == {}
 
 
 def test_a_page_that_shows_a_secret_is_taken_away(pages, monkeypatch):
     _, book, lab, store = pages
     monkeypatch.setattr("labkit.grading.feedback.seen", lambda *_, **__: [stream("the count is not always 2")])
-    assert list(feedback(book, lab, store, ["ada"])) == ["ada"], "a test's message is no secret"
+    assert list(feedback(book, lab, store, ["ada"]).written) == ["ada"], "a test's message is no secret"
     secret = 'assert mean([2, 2, 5]) == 3, "the count is not always 2"'
     monkeypatch.setattr("labkit.grading.feedback.seen", lambda *_, **__: [stream(secret)])
-    with pytest.raises(LabError, match="page of ada would show: assert mean"):
-        feedback(book, lab, store, ["ada"])
-    with pytest.raises(LabError, match=r"1 more page"):
-        feedback(book, lab, store, ["ada", "bob"])
+    pages = feedback(book, lab, store, ["ada", "bob"])
+    assert pages.withheld == {"ada": secret, "bob": secret} and not pages.written
     assert not [s for s in ("ada", "bob") if (book.root / "feedback" / s / NAME / "lab.html").exists()]
+
+
+def test_only_the_page_that_shows_a_secret_is_withheld(pages):
+    _, book, lab, store = pages
+    found = outcome("gus")
+    secret = found.cells["ex1-mean-test"].shown = 'assert mean([2, 2, 5]) == 3, "the count is not always 2"'
+    record(book, submission("gus"), found, handed_in(lab))
+    store.save(found)
+    done = feedback(book, lab, store, ["ada", "gus", "bob"])
+    assert list(done.written) == ["ada", "bob"] and done.withheld == {"gus": secret}
+    assert [(book.root / "feedback" / s / NAME / "lab.html").exists() for s in ("ada", "gus", "bob")] == [1, 0, 1]
+
+
+def test_what_was_not_handed_in_is_said_once(pages):
+    """In place of an error for each test; not where the answer stands in a cell of the student's own."""
+    _, book, lab, store = pages
+
+    def page(student, failed, **more):
+        cells = {
+            "ex1_mean_test": CellOutcome(0, 1, f"{failed} (in ex1-mean, line 3)", f"{failed} (in ex1-mean)", ran=True),
+            "ex1_mean_hidden": CellOutcome(0, 2, failed, f"A hidden test: {failed}", ran=True),
+        }
+        found = outcome(student, **cells)
+        record(book, submission(student), found, handed_in(lab, **more) if more else lab.stub())
+        store.save(found)
+        return text(feedback(book, lab, store, [student]).written[student].read_text(encoding="utf-8"))
+
+    empty = page("hal", "NotImplementedError")
+    assert "(in ex1-mean)" not in empty and "A hidden test:" not in empty and "No response." not in empty
+    assert empty.count("Nothing was handed in for this") == 2, "the exercise and the question"
+    assert "Means of means 0 2" in empty
+    elsewhere = page("ian", "AssertionError: the mean is 2", answer="# YOUR CODE HERE\n    raise NotImplementedError()")
+    assert elsewhere.count("Nothing was handed in") == 0 and elsewhere.count("AssertionError: the mean is 2") == 2
+    own = page("joe", "NameError: name 'meen' is not defined", answer="return meen")
+    assert own.count("Nothing was handed in") == 0 and own.count("'meen' is not defined") == 2
 
 
 def test_a_student_who_writes_a_marker_gets_a_page(pages):
     _, book, lab, store = pages
     record(book, submission("fay"), outcome("fay"), handed_in(lab, "### BEGIN SOLUTION\n    return 2"))
-    assert list(feedback(book, lab, store, ["fay"])) == ["fay"]
+    assert list(feedback(book, lab, store, ["fay"]).written) == ["fay"]
 
 
 def stream(text):

@@ -38,6 +38,12 @@ def test_grace_and_maximum():
     assert plugin.late_submission_penalty("ada", -1.0, 5 * 86400) == 0
 
 
+def test_the_reason_says_what_the_penalty_computed():
+    plugin = DailyPenalty(percent_per_day=30, grace_minutes=10, maximum_percent=50)
+    assert plugin.reason(601) == "1 day begun after the due date and 10 minutes of grace, 30 % of the points for each."
+    assert plugin.reason(2 * 86400).startswith("2 days begun") and plugin.reason(2 * 86400).endswith(", 50 % at most.")
+
+
 def test_the_gradebook_has_the_penalty_and_follows_marks_and_dates(course):
     lab = course.lab(NAME)
     set_due(course, NAME, DUE)
