@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from labkit.bench.zo_offload import PUBLISHED
 from labkit.errors import LabError
+from labkit.ledger.gpus import memory, usable
+from labkit.memory.timeline import COMPUTE, Span
 from labkit.show.style import PALETTE
 from labkit.zeroth.offload.roofline import Machine
 
@@ -87,47 +89,66 @@ def need_rows(models: Sequence[str] = SIZES, slots: int = 3) -> list[dict[str, A
     return found
 
 
-def need_figure(card: int, models: Sequence[str] = SIZES, slots: int = 3) -> Figure:
-    """All weights beside what is on the device at a time, by model, against a card of `card` bytes; fp16."""
+def need_figure(gpu: str, models: Sequence[str] = SIZES, slots: int = 3) -> Figure:
+    """All weights beside what is on the device at a time, by model, against what a GPU has for tensors; fp16.
+
+    Args:
+        gpu: a name or a size, see `labkit.ledger.gpus.memory`.
+    """
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots(figsize=(7.6, 3.8))
+    thirds = [needs(m, parts=3).device(slots) / GB for m in models]
     lines = {
         "all weights": ("red", "o", "-", [needs(m).weights / GB for m in models]),
         f"on the GPU: {slots} slots and what stays": ("blue", "s", "-", [needs(m).device(slots) / GB for m in models]),
-        f"the same, {slots} slots of a third": (
-            "sky",
-            "D",
-            "--",
-            [needs(m, parts=3).device(slots) / GB for m in models],
-        ),
+        f"the same, {slots} slots of a third": ("sky", "D", "--", thirds),
     }
     for label, (colour, mark, dash, values) in lines.items():
         axis.plot(models, values, color=PALETTE[colour], marker=mark, linestyle=dash, label=label)
-    axis.axhline(card / GB, color=PALETTE["black"], linestyle=":", label=f"a card of {card / 2**30:.0f} GiB")
-    axis.set(yscale="log", ylabel="fp16 weights (GB, logarithmic)", title=need_finding(card, models, slots))
+    axis.axhline(usable(memory(gpu)) / GB, color=PALETTE["black"], linestyle=":", label=f"usable of {_size(gpu)}")
+    axis.set(yscale="log", ylabel="fp16 weights (GB, logarithmic)", title=need_finding(gpu, models, slots))
     axis.tick_params(axis="x", labelrotation=25)
     axis.legend(fontsize="small")
     return fig
 
 
-def need_finding(card: int, models: Sequence[str] = SIZES, slots: int = 3) -> str:
-    """The largest model that fits whole, and the largest that does by slots."""
-    whole = [m for m in models if needs(m).weights <= card]
-    served = [m for m in models if needs(m).device(slots) <= card]
-    name = f"{card / 2**30:.0f} GiB"
+def _size(gpu: str) -> str:
+    return f"{memory(gpu) / 2**30:.0f} GiB"
+
+
+def need_finding(gpu: str, models: Sequence[str] = SIZES, slots: int = 3) -> str:
+    """The largest model whose weights a GPU holds, and the largest whose slots."""
+    room = usable(memory(gpu))
+    whole = [m for m in models if needs(m).weights <= room]
+    served = [m for m in models if needs(m).device(slots) <= room]
     ends = [found[-1].upper() if found else "no model" for found in (whole, served)]
-    return f"The weights of {ends[0]} fit {name}; the slots of {ends[1]} do"
+    return f"{_size(gpu)} hold the weights of {ends[0]}, or the slots of {ends[1]}"
 
 
-def need_words(card: int, models: Sequence[str] = SIZES, slots: int = 3) -> str:
+def need_words(gpu: str, models: Sequence[str] = SIZES, slots: int = 3) -> str:
     """The lines in words."""
     told = "; ".join(
         f"{m} {needs(m).weights / GB:.3g} GB of weights, {needs(m).device(slots) / GB:.3g} on the GPU, "
         f"{needs(m, parts=3).device(slots) / GB:.3g} with slots of a third"
         for m in models
     )
-    return f"Lines over models, fp16. {need_finding(card, models, slots)}. {told}."
+    return f"Lines over models, fp16. {need_finding(gpu, models, slots)}. {told}."
+
+
+def by_block(spans: Sequence[Span]) -> list[Span]:
+    """A step's spans for a narrow picture: blocks by their numbers, both passes over one as one span."""
+    found: list[Span] = []
+    last: dict[str, int] = {}
+    for span in spans:
+        name = span.name.removesuffix(" +").removesuffix(" -").removeprefix("block ")
+        place = last.get(span.lane)
+        if span.lane == COMPUTE and place is not None and found[place].name == name:
+            found[place] = replace(found[place], end_ms=span.end_ms)
+            continue
+        last[span.lane] = len(found)
+        found.append(replace(span, name=name))
+    return found
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class StreamExplorer(Explorer):
         """Bars on the lanes of one run."""
         chosen = self._values(given)
         spans = self.runs[chosen["overlap"], chosen["write_back"]]
-        name = f"overlap {'on' if chosen['overlap'] else 'off'}, back at {_every(chosen['write_back'])}"
+        name = f"{'on' if chosen['overlap'] else 'off'}, k = {chosen['write_back']}"
         words = overlap_words({name: spans})
         return figure_html(overlap_figure({name: spans}), words), words
 
