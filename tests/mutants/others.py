@@ -187,4 +187,35 @@ return torch.stack(codes).to(torch.int8), torch.stack(scales)
 """,
         ),
     },
+    "16-zo-offload": {
+        "sweep-tensor-by-tensor": (
+            "ex1-sweep",
+            """
+for i, version in list(enumerate(versions)):
+    block = host.upload(i)
+    missing = list(updates)[version:]
+    for name in sorted(block):
+        [nudge(block[name], name, *update) for update in missing]
+    compute(i, block)
+    if missing and due(i):
+        host.download(i, block)
+        versions[i] = version + len(missing)
+""",
+        ),
+        "waits-by-slot": (
+            "ex3-waits",
+            """
+last, waits = {}, {}
+for v in range(n * steps):
+    slot, block = ("slot", v % slots), ("block", v % n)
+    waits["U", v] = list(last.get(slot, [])) + list(last.get(block, []))
+    waits["C", v] = [("U", v)]
+    last[slot], last[block] = [("C", v)], []
+    if due(v):
+        waits["O", v] = [("C", v)]
+        last[slot] = last[block] = [("O", v)]
+return waits
+""",
+        ),
+    },
 }

@@ -1,0 +1,141 @@
+"""The table `zo-offload` (lesson 16) beside the poster's: peak memory and tokens a second, by model.
+
+The poster does not say which MB it counts in. Its marks stand as if they were 10^6 bytes; as 2^20 they lie 5 % higher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from labkit.bench.zo_offload import PUBLISHED
+from labkit.errors import LabError
+from labkit.show.style import PALETTE
+from labkit.show.zo_offload import COLOURS, MEZO, NAMES, OFFLOAD, SIZES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MB = 10**6
+MIB = 2**20
+COLUMNS = (
+    "model", "method", "batch", "transfer", "write_back", "parts", "slots", "moves", "step_ms", "predicted_ms",
+    "tokens_per_s", "peak_allocated_mib", "predicted_mib", "driver_mib", "host_gib", "blocks_gib", "cap_gb",
+)  # fmt: skip
+Row = Mapping[str, Any]
+
+
+def poster(model: str, method: str, dtype: str) -> tuple[int | None, int | None]:
+    """MB and tokens a second, None where the poster has a dash.
+
+    Raises:
+        LabError: for a model or method that it does not have.
+    """
+    for row in PUBLISHED:
+        if (row["model"], row["method"], row["dtype"]) == (model, method, dtype):
+            return row["memory_mb"], row["tokens_per_s"]
+    raise LabError(f"The poster has no {method} of {model} in {dtype}.", f"Ask for one of {', '.join(SIZES)}.")
+
+
+def poster_rows(dtype: str = "float16") -> list[dict[str, Any]]:
+    """For each model the poster's MB and tokens a second of both methods, and their ratios."""
+    found = []
+    for model in SIZES:
+        (mb, rate), (small, slow) = (poster(model, method, dtype) for method in (MEZO, OFFLOAD))
+        found.append(
+            {
+                "model": model,
+                "MeZO: memory": mb,
+                "ZO-Offload: memory": small,
+                "MeZO: rate": rate,
+                "ZO-Offload: rate": slow,
+                "rates' ratio": round(slow / rate, 2) if rate and slow else None,
+            }
+        )
+    return found  # fmt: skip
+
+
+def _best(rows: Sequence[Row], method: str, model: str, dtype: str) -> Row | None:
+    """The quickest measured row of one sequence, in the weights' own format where there is one."""
+    same = [
+        r for r in rows
+        if (r["method"], r["model"], r["dtype"], r["batch"]) == (method, model, dtype, 1) and r["step_ms"]
+    ]  # fmt: skip
+    return min(same, key=lambda r: (bool(r["transfer"]), r["step_ms"]), default=None)
+
+
+def grid(rows: Sequence[Row], dtype: str = "float16") -> dict[str, dict[str, tuple[float, float]]]:
+    """Measured MB (10^6 bytes, allocated) and tokens a second by method and model."""
+    found: dict[str, dict[str, tuple[float, float]]] = {MEZO: {}, OFFLOAD: {}}
+    for method, points in found.items():
+        for model in SIZES:
+            row = _best(rows, method, model, dtype)
+            if row and row.get("peak_allocated_mib"):
+                points[model] = row["peak_allocated_mib"] * MIB / MB, row["tokens_per_s"]
+    return found
+
+
+def grid_figure(rows: Sequence[Row] = (), dtype: str = "float16") -> Figure:
+    """Peak memory and tokens a second by model: the poster's figures as marks, recorded ones as lines.
+
+    Args:
+        rows: of the table `zo-offload`; () for the poster alone.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.8))
+    for place, (axis, label) in enumerate(zip(axes, ("GPU memory (MB)", "tokens a second"), strict=True)):
+        axis.set_xticks(range(len(SIZES)), SIZES, rotation=40, ha="right")
+        for method in (MEZO, OFFLOAD):
+            _points(axis, method, place, dtype)
+            measured = grid(rows, dtype)[method]
+            at = [(SIZES.index(m), values[place]) for m, values in measured.items()]
+            if at:
+                style = {"color": PALETTE[COLOURS[method]], "marker": ".", "linestyle": "-"}
+                axis.plot(*zip(*at, strict=True), label=f"{NAMES[method]}, recorded", **style)
+        axis.set(yscale="log", ylabel=f"{label}, logarithmic")
+    axes[0].axhline(24 * 2**30 / MB, color=PALETTE["black"], linestyle=":", label="24 GiB")
+    axes[0].legend(fontsize="small")
+    fig.suptitle(grid_finding(dtype), x=0.01, ha="left", fontweight="bold", fontsize="medium")
+    return fig
+
+
+def _points(axis: Axes, method: str, place: int, dtype: str) -> None:
+    """The poster's figures of one method."""
+    found = [(n, poster(m, method, dtype)[place]) for n, m in enumerate(SIZES)]
+    at = [(n, value) for n, value in found if value is not None]
+    mark = {MEZO: "o", OFFLOAD: "s"}[method]
+    style: dict[str, Any] = {"color": PALETTE[COLOURS[method]], "linestyle": "", "markerfacecolor": "none"}
+    axis.plot(*zip(*at, strict=True), marker=mark, label=f"{NAMES[method]}, poster", **style)
+
+
+def grid_finding(dtype: str = "float16") -> str:
+    """What the poster claims of the largest model that both methods train."""
+    both = [m for m in SIZES if None not in (*poster(m, MEZO, dtype), *poster(m, OFFLOAD, dtype))]
+    (mb, rate), (small, slow) = (poster(both[-1], method, dtype) for method in (MEZO, OFFLOAD))
+    assert mb and rate and small and slow
+    return f"Poster, {both[-1]} in {dtype}: {small / mb:.0%} of MeZO's memory at {slow / rate:.0%} of its rate"
+
+
+def grid_words(rows: Sequence[Row] = (), dtype: str = "float16") -> str:
+    """Both panels in words."""
+    told = []
+    for method in (MEZO, OFFLOAD):
+        each = [f"{m} {mb:,} MB at {rate:,}" for m in SIZES for mb, rate in [poster(m, method, dtype)] if mb and rate]
+        told.append(f"{NAMES[method]}, poster: {', '.join(each)} tokens a second")
+        ours = [f"{m} {mb:,.0f} MB at {rate:,.0f}" for m, (mb, rate) in grid(rows, dtype)[method].items()]
+        if ours:
+            told.append(f"recorded: {', '.join(ours)}")
+    return f"Memory and tokens a second by model. {grid_finding(dtype)}. {'; '.join(told)}."
+
+
+def record_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The columns that lesson 16 reads, of rows that were measured, and the note of those that were not.
+
+    Raises:
+        LabError: where there is none.
+    """
+    if not rows:
+        raise LabError("The table has no rows.", "Record it with: labkit bench zo-offload.")
+    return [{name: row.get(name) for name in COLUMNS} | {"note": row.get("note", "")} for row in rows]

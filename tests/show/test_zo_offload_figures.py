@@ -1,0 +1,162 @@
+"""Figures of lesson 16: what a card holds, the roofline with its runs, the poster's grid, and the streams' lanes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from inside import assert_titles_and_names_inside
+
+from labkit import published
+from labkit.errors import LabError, UnknownNameError
+from labkit.ledger.gpus import memory, usable
+from labkit.memory.timeline import COMPUTE, DOWNLOAD, UPLOAD, Span
+from labkit.show import zo_offload as figures
+from labkit.show import zo_offload_table as recorded
+from labkit.show.zo_offload_widgets import StreamExplorer
+from labkit.zeroth.offload.method import ZoOffload
+from labkit.zeroth.offload.roofline import Machine
+
+MACHINE = Machine(up=10.0, both=8.0, token_us=100.0, noise_ms=10.0)
+RUNS = [figures.Measured(t, 100.0 + t / 10, 150.0 + t / 10, 400.0 + t / 10) for t in (100, 500, 1000)]
+
+
+@pytest.mark.parametrize("model", ["opt-125m", "opt-1.3b", "opt-175b"])
+def test_needs_are_the_published_models(model):
+    """Blocks of 12 d² + 13 d values, each tensor rounded up to 512 bytes, and embeddings tied to the head."""
+    shape, need = published.config(model), figures.needs(model)
+    d, layers = shape.hidden_size, shape.num_hidden_layers
+    assert need.blocks == layers * need.slot and 2 * (12 * d * d + 13 * d) <= need.slot
+    assert need.slot == pytest.approx(2 * (12 * d * d + 13 * d), rel=1e-4)
+    assert need.stays == 2 * ((shape.vocab_size + shape.max_position_embeddings + 2) * d + 2 * d)
+    assert need.device(3) == need.stays + 3 * need.slot
+    assert figures.needs(model, parts=3).slot == pytest.approx(need.slot / 3, rel=1e-3)
+    assert figures.needs(model, "float32").blocks == pytest.approx(2 * need.blocks, rel=1e-3)
+
+
+def test_what_is_counted_is_what_the_method_holds():
+    from labkit.bench.steps import configuration
+    from labkit.tasks import Batch
+    from labkit.zeroth.offload.head import NextToken
+    from labkit.zeroth.offload.load import on_device
+
+    model = on_device(configuration("llama-2x64"), torch.float32, "cpu")
+    method = ZoOffload(slots=2, device="cpu")
+    method.prepare(model, NextToken(), 1)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    method.step(Batch(ids, torch.ones_like(ids), ids))
+    slot = method.engine.store.largest[0]
+    stays = sum(p.numel() * p.element_size() for p in method._rest)
+    assert method.device_bytes() == figures.Needs(0, slot, stays).device(2)
+    method.close()
+
+
+def test_the_need_figure_says_what_a_card_holds():
+    fig, words = figures.need_figure("rtx-4090"), figures.need_words("rtx-4090")
+    [axis] = fig.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert lines["all weights"] == [figures.needs(m).weights / 1e9 for m in figures.SIZES]
+    room = usable(memory("rtx-4090"))
+    assert lines["usable of 24 GiB"] == [room / 1e9, room / 1e9]
+    largest = [m for m in figures.SIZES if figures.needs(m).weights <= room][-1]
+    assert f"weights of {largest.upper()}, or the slots of OPT-175B" in figures.need_finding("rtx-4090")
+    assert "no model" in figures.need_finding("100MB")
+    assert all(model in words for model in figures.SIZES)
+    assert_titles_and_names_inside(fig)
+    with pytest.raises(UnknownNameError):
+        figures.needs("opt-3b")
+    [row] = figures.need_rows(["opt-13b"], slots=2)
+    assert row["2 slots"] == round(figures.needs("opt-13b").device(2) / 1e9, 2)
+
+
+def test_a_machine_is_fitted_from_mezos_steps():
+    points = {t: 2 * t * 0.1 + 3 * 10.0 for t in (100, 500, 1000)}
+    found = figures.fitted(points, 10.0, 8.0)
+    assert (found.token_us, found.noise_ms) == (pytest.approx(100.0), pytest.approx(10.0))
+    assert (found.up, found.both) == (10.0, 8.0)
+    assert figures.fitted({1: 5.0, 2: 4.0}, 1.0, 1.0).token_us == 0.0
+    with pytest.raises(LabError, match="two points"):
+        figures.fitted({1: 5.0}, 1.0, 1.0)
+
+
+def test_the_roofline_draws_bounds_and_runs():
+    uploaded = 10**9
+    fig = figures.roofline_figure(MACHINE, uploaded, 2, RUNS)
+    [axis] = fig.axes
+    lines = {line.get_label(): line for line in axis.lines}
+    bus = MACHINE.bus_ms(uploaded, 2)
+    assert set(lines["bus, predicted"].get_ydata()) == {bus}
+    assert lines["crossing"].get_xdata()[0] == MACHINE.crossing(uploaded, 2)
+    assert list(lines["overlapped, measured"].get_ydata()) == [run.overlapped_ms for run in RUNS]
+    assert list(lines["in order, measured"].get_ydata()) == [run.in_order_ms for run in RUNS]
+    assert min(lines["the larger"].get_ydata()) == pytest.approx(bus)
+    off = figures.off_the_roof(MACHINE, uploaded, 2, RUNS[0])
+    assert off == pytest.approx(160.0 / MACHINE.step_ms(uploaded, 100, 2) - 1)
+    assert f"From {MACHINE.crossing(uploaded, 2):,.0f} tokens" in axis._left_title.get_text()
+    assert "1,000 tokens: predicted" in figures.roofline_words(MACHINE, uploaded, 2, RUNS)
+    assert_titles_and_names_inside(fig)
+
+
+def test_the_poster_is_the_tables_published_rows():
+    assert recorded.poster("opt-175b", "zo-offload", "float16") == (24667, 37)
+    rows = {row["model"]: row for row in recorded.poster_rows()}
+    assert rows["opt-13b"]["rates' ratio"] == round(1340 / 1406, 2) and rows["opt-66b"]["rates' ratio"] is None
+    with pytest.raises(LabError, match="poster"):
+        recorded.poster("opt-9b", "mezo", "float16")
+
+
+def _row(method, rate, transfer="", batch=1, mib=1000.0):
+    same = {"model": "opt-13b", "dtype": "float16", "step_ms": 2048e3 / rate if rate else None}
+    return {**same, "method": method, "transfer": transfer, "batch": batch, "tokens_per_s": rate,
+            "peak_allocated_mib": mib}  # fmt: skip
+
+
+def test_the_grid_has_the_quickest_recorded_row_of_one_sequence():
+    rows = [_row("zo-offload", 100), _row("zo-offload", 400), _row("zo-offload", 900, "int8"),
+            _row("zo-offload", 2000, batch=8), _row("mezo", 500, mib=26000.0), _row("zo-offload", 0)]  # fmt: skip
+    assert recorded.grid(rows)["zo-offload"] == {"opt-13b": (1000 * 2**20 / 1e6, 400)}
+    fig = recorded.grid_figure(rows)
+    labels = [line.get_label() for line in fig.axes[1].lines]
+    assert {"MeZO, poster", "ZO-Offload, poster", "MeZO, recorded", "ZO-Offload, recorded"} == set(labels)
+    assert "recorded: opt-13b" in recorded.grid_words(rows)
+    assert_titles_and_names_inside(fig)
+    alone = recorded.grid_figure()
+    assert not any("recorded" in line.get_label() for line in alone.axes[0].lines)
+    assert "recorded" not in recorded.grid_words()
+    assert "fit" not in recorded.grid_finding() and "16%" in recorded.grid_finding()
+    assert recorded.record_rows(rows)[0]["note"] == ""
+    with pytest.raises(LabError, match="no rows"):
+        recorded.record_rows([])
+
+
+SPANS = [
+    Span(UPLOAD, "block 1", 0, 4),
+    Span(COMPUTE, "block 0 +", 0, 2),
+    Span(COMPUTE, "block 0 -", 2, 4),
+    Span(COMPUTE, "block 1 +", 4, 6),
+    Span(DOWNLOAD, "block 0", 4, 8),
+    Span(COMPUTE, "block 1 -", 7, 9),
+    Span(COMPUTE, "head +", 9, 10),
+]
+
+
+def test_both_passes_over_a_block_are_one_bar():
+    found = figures.by_block(SPANS)
+    assert [(s.name, s.start_ms, s.end_ms) for s in found if s.lane == COMPUTE] == [
+        ("0", 0, 4), ("1", 4, 9), ("head", 9, 10),
+    ]  # fmt: skip
+    assert [s.name for s in found if s.lane in (UPLOAD, DOWNLOAD)] == ["1", "0"]
+
+
+def test_the_widget_shows_the_run_that_is_chosen():
+    short = [Span(UPLOAD, "1", 0, 1), Span(COMPUTE, "0", 0, 2)]
+    widget = StreamExplorer({(True, 1): SPANS, (True, 4): short, (False, 1): SPANS[:2], (False, 4): short[:1]})
+    first = widget.words
+    assert first.count("on, k = 1") == 1 and "download 4 ms" in first
+    widget.choices["write_back"].value = 4
+    assert "k = 4" in widget.words and "download" not in widget.words
+    widget.choices["overlap"].value = False
+    assert "off, k = 4" in widget.words
+    with pytest.raises(LabError, match="every pair"):
+        StreamExplorer({(True, 1): SPANS, (False, 4): SPANS})
+    with pytest.raises(LabError, match="every pair"):
+        StreamExplorer({})
