@@ -26,12 +26,13 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from labkit.grading.guards import Guards
 from labkit.grading.integrity import Classes, Guard, Watch, leave_modes, modes, plain_builtins
 from labkit.grading.jail import ANSWER, answers_in_threads, library_folders, lock, seal
-from labkit.grading.subset import guarded, outside, problems, without_magics
+from labkit.grading.subset import guarded, outside, problems
 from labkit.grading.told import Told
 from labkit.grading.worker import MAX_TEXT, describe, execute, points_of, private_streams
 
@@ -49,11 +50,18 @@ _FUNCTIONS = (
 class Bounded(io.StringIO):
     """Text of which the beginning is kept and the rest is dropped."""
 
-    def write(self, text: str) -> int:
-        room = MAX_TEXT - self.tell()
+    def write(self, text: str, most: int = MAX_TEXT, plain: Any = io.StringIO.write, size: Any = len) -> int:
+        """As io's; without a global name, because it is what an answer prints to."""
+        room = most - self.tell()
         if room > 0:
-            super().write(text[:room])
-        return len(text)
+            plain(self, text[:room])
+        return size(text)
+
+    def close(self) -> None:
+        """The runner's business."""
+
+
+Bounded.write = types.FunctionType(Bounded.write.__code__, {}, "write", Bounded.write.__defaults__)  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -61,6 +69,7 @@ def main() -> None:
     report, jobs = private_streams()
     head = json.loads(jobs.readline())
     _limit(head)
+    sys.path[:] = [place for place in sys.path if place and Path(place).resolve() != Path.cwd()]  # answers write there
     for module in (*_PRELOAD, *head["preload"]):
         with contextlib.suppress(Exception):  # an import that fails here fails in the lab's own cell, and says so there
             importlib.import_module(module)
@@ -93,7 +102,7 @@ class Runner:
         module = types.ModuleType("__main__")
         self.answers = vars(module)
         sys.modules["__main__"] = module
-        self.library, self.extra = library_folders(), extra
+        self.library = library_folders()
         self.guards = Guards(extra, lambda name: name.startswith(ANSWER))
         self.answers["__builtins__"] = self.guards.builtins()
         self.classes: Classes | None = None
@@ -115,10 +124,10 @@ class Runner:
 
     def _answer(self, job: dict[str, Any]) -> dict[str, Any]:
         self.classes = self.classes or Classes(self.library)
-        label, code, guard = job["label"], without_magics(job["code"]), Guard(self.library)
+        label, code, guard = job["label"], job["code"], Guard(self.library)
         for name in job["names"]:
             self.lab.pop(name, None)
-        found = [] if job.get("unguarded") else problems(code, self.extra)
+        found = [] if job.get("unguarded") else problems(code)
         if found:
             error = shown = outside(found)
         else:
@@ -208,7 +217,7 @@ class Runner:
 
     def _note_lax(self, values: Any) -> None:
         """Of what an answer returns, and may have put into what it was given."""
-        if self.classes is not None and (told := self.classes.lax(values, self.lab.values())):
+        if self.classes is not None and (told := self.classes.lax(values, [*self.lab.values(), *self.guards.compared])):
             self.odd.append(f"an answer returned what compares in a way of its own ({told}).")
 
     def _note_changes(self, changed: list[str]) -> None:

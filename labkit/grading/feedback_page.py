@@ -28,7 +28,7 @@ _MATH_TAGS = {
 _NO_MATH_ATTRIBUTE = re.compile(r"on|href$|src$|style$|action", re.IGNORECASE)
 # A browser that obeys runs no script of this page and fetches nothing, whatever slipped through.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_MOST_TAGS = 1000  # of a text; more are shown as text
+_MOST_TAGS, _MOST_TEXT = 1000, 10_000  # tags and characters; of an answer, more is shown as it was typed
 
 TEMPLATE = """
 {%- extends 'index.html.j2' -%}
@@ -191,8 +191,8 @@ def clean_html(markdown: str, folder: str | None) -> str:
     Args:
         folder: where images lie that the text shows; None for text that may show no file.
     """
-    if markdown.count("<") > _MOST_TAGS:  # the parser's time grows with the square of open tags
-        markdown = markdown.replace("<", "&lt;")
+    if folder is None and (markdown.count("<") > _MOST_TAGS or len(markdown) > _MOST_TEXT):
+        return f"<pre>{html.escape(markdown)}</pre>"  # the parsers' time grows with the square
     renderer = _Placeholders(folder)
     rendered = MarkdownWithMath(renderer=renderer).render(markdown)
     clean = bleach.clean(rendered, tags=_TAGS, attributes=_allowed, protocols=["http", "https", "mailto", "data"])

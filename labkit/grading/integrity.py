@@ -14,6 +14,7 @@ answer returns: equal to everything is equal to nothing.
 from __future__ import annotations
 
 import builtins
+import functools
 import itertools
 import operator
 import signal
@@ -21,6 +22,8 @@ import sys
 import types
 from collections.abc import Collection, Iterator
 from typing import Any
+
+from labkit.grading.jail import ANSWER
 
 _WATCHED = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 _LEANED_ON = ("builtins", "math", "operator", "torch", "torch.testing", "torch.nn.functional")  # and all of labkit
@@ -30,11 +33,16 @@ _COMPARES = (
     " __array_ufunc__ __array_function__ __torch_function__ __torch_dispatch__ __instancecheck__ __subclasscheck__"
     " __class__ __getattribute__"
 ).split()
+_COPIES = (  # what copies, stores or opens a value calls
+    "__reduce__ __reduce_ex__ __copy__ __deepcopy__ __array_interface__ __array_struct__ __dlpack__ __getattr__ __get__"
+    " __set__ __setattr__ __set_name__ __init_subclass__ __del__"
+).split()
 _COMPUTES = frozenset(
     f"__{side}{name}__"
     for side in ("", "r", "i")
     for name in "add sub mul truediv floordiv mod divmod pow and or xor matmul".split()
 ) | frozenset(f"__{name}__" for name in "abs neg pos round trunc floor ceil".split())
+_SPEAKS = (*_COMPARES, *sorted(_COMPUTES), *_COPIES)
 _HOOKS = (  # what a class does, against what it only counts or remembers
     *_WATCHED,
     types.WrapperDescriptorType,
@@ -141,7 +149,7 @@ def _put_back(owner: Any, before: dict[str, Any], keys: Collection[str], library
     for key in now.keys() - keys if isinstance(owner, type) else (now.keys() & _SHADOWS) - set(keys):
         if isinstance(now[key], _HOOKS) and not _is_librarys(now[key], library):
             delattr(owner, key)
-            changed.append(key)
+            changed.append(key if key in _SHADOWS else "…")  # a name that an answer has chosen is not repeated
     if not all(map(operator.is_, map(now.get, before), before.values())):
         for key, old in before.items():
             new = now.get(key, _MISSING)
@@ -190,12 +198,20 @@ class Classes:
         for cls in _all_classes():
             if cls not in self.alive:
                 own = type.__getattribute__(cls, "__dict__")
-                found += [key for key in _COMPARES if key in own and self._is_answers(own[key])]
+                found += [key for key in _SPEAKS if key in own and self._is_answers(own[key])]
         return found
 
     def _is_answers(self, value: Any) -> bool:
-        code = getattr(getattr(value, "__func__", value), "__code__", None)
-        return code is not None and not code.co_filename.startswith(("<string>", "<frozen", *self.library))
+        inner = getattr(value, "__func__", value)
+        inner = inner.fget if isinstance(inner, property) else inner
+        if not isinstance(inner, types.FunctionType):  # a library's built-in one, or an object that is called
+            if type(inner) is functools.partial:
+                return True
+            inner = type.__getattribute__(type(inner), "__dict__").get("__call__")
+            if not isinstance(inner, types.FunctionType):
+                return False
+        name = inner.__code__.co_filename
+        return name.startswith(ANSWER) or not name.startswith(("<", *self.library))
 
     def lax(self, value: Any, labs: Collection[Any] = (), depth: int = 5) -> str:
         """By what the first value of its kind compares in a way that is not Python's or a library's; '' for none.

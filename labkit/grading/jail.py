@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import struct
 import sys
 import sysconfig
@@ -48,8 +49,8 @@ _GUARDED = _FORBIDDEN | {
 # Attributes through which Python reports that frames and code are read or replaced.
 _INNER_READ = frozenset("tb_frame gi_frame cr_frame ag_frame gi_code cr_code ag_code".split())
 _INNER_SET = frozenset("__code__ __defaults__ __kwdefaults__".split())
-# Standard modules that make functions from text, and those that look at frames, on the way of ordinary code.
-_MAKERS = ("dataclasses", "collections/__init__")
+# Modules that make functions from text of their own, and those that look at frames, on the way of ordinary code.
+_MAKERS = ("dataclasses", "collections/__init__", "torch/fx/operator_schemas")  # the last: types in torch's own schemas
 _LOOKERS = (
     *_MAKERS,
     "grading/guards",
@@ -61,7 +62,9 @@ _LOOKERS = (
     "warnings",
     "logging/__init__",
 )
-_OF_SOME = {"compile": _MAKERS, "exec": _MAKERS, "sys._getframe": _LOOKERS}
+_WHOEVER = frozenset("exec compile pickle.find_class ctypes.dlopen open".split())
+_PROCESS_FILE = re.compile(r"/proc/.*(mem|maps|environ|pagemap|auxv|fd/.*|map_files.*)$")
+_OF_SOME = {"compile": (*_MAKERS, "typing", "ast"), "exec": _MAKERS, "sys._getframe": _LOOKERS}
 
 
 class ForbiddenError(RuntimeError):
@@ -98,15 +101,16 @@ def _reason(event: str, arguments: tuple[Any, ...], frame: FrameType | None, lib
     if frame is None:
         return ""
     caller = frame.f_code.co_filename
-    if event == "pickle.find_class":  # whatever library opens the file: what stands in it is called
-        return _told(event) if _runs_an_answer(frame, library) else ""
     if event in ("object.__getattr__", "object.__setattr__"):
         names = _INNER_READ if event.endswith("getattr__") else _INNER_SET
         if arguments[1] not in names or _is_of(caller, library, _MAKERS):
             return ""
     elif event in _OF_SOME and _is_of(caller, library, _OF_SOME[event]):
         return ""
-    if not _behind(frame, library) or (event == "open" and not _is_process_file(arguments[0])):
+    # Text that is run, and libraries that are opened, are an answer's whoever does it for it.
+    if not _behind(frame, library, whoever=event in _WHOEVER) or (
+        event == "open" and not _is_process_file(arguments[0])
+    ):
         return ""
     return _told(f"{event} ({arguments[1]})" if event.startswith("object.") else event)
 
@@ -117,7 +121,7 @@ def _told(event: str) -> str:
 
 def _is_process_file(path: Any) -> bool:
     try:
-        return os.path.realpath(os.fsdecode(path)).startswith("/proc/")
+        return _PROCESS_FILE.match(os.path.realpath(os.fsdecode(path))) is not None
     except TypeError:  # the number of an open file
         return False
 
@@ -126,15 +130,19 @@ def _is_of(path: str, library: tuple[str, ...], modules: tuple[str, ...]) -> boo
     return path.startswith(library) and path.removesuffix(".py").endswith(modules)
 
 
-def _behind(frame: FrameType | None, library: tuple[str, ...]) -> bool:
-    """Whether an answer's code did it, itself or through the standard library, and not a package that it uses."""
+def _behind(frame: FrameType | None, library: tuple[str, ...], whoever: bool) -> bool:
+    """Whether an answer's code did it, itself or through the standard library, and not a package that it uses.
+
+    Args:
+        whoever: it is an answer's through a package, too, unless a module is being loaded.
+    """
     standard = library[0]
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(ANSWER) or not name.startswith(("<", *library)):
             return True
-        own = name.startswith(standard) and "site-packages" not in name
-        if name != _GUARDS and not own and name.startswith(("<frozen importlib", *library)):
+        own = name == _GUARDS or whoever or (name.startswith(standard) and "site-packages" not in name)
+        if name.startswith("<frozen importlib") or (not own and name.startswith(library)):
             return False
         frame = frame.f_back
     return False

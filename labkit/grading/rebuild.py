@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 from labkit.grading.lab import BEGIN_HIDDEN, CODE_STUB, Cell, Lab
 from labkit.grading.needed import names
 from labkit.grading.outcome import Submission
+from labkit.grading.subset import without_magics
 
 MOST_BYTES = 20_000_000  # of a notebook; its outputs count, and figures are large
 MOST_SOURCE = 200_000  # characters of code and text, together
@@ -175,7 +176,7 @@ def _steps(lab: Lab, found: _Found) -> Iterator[Step]:
         label = cell.grade_id or f"cell-{cell.index}"
         if cell.type == "code" and cell.solution:
             bound = tuple(sorted(names(cell.source)[0]))
-            yield Step("answer", label, found.answers.get(label, ""), bound, exercise=label)
+            yield Step("answer", label, without_magics(found.answers.get(label, "")), bound, exercise=label)
         elif cell.type == "code" and cell.grade:
             hidden = BEGIN_HIDDEN in cell.source
             yield Step("test", label, cell.source, (), cell.points, hidden, owners.get(label, ""))
@@ -187,7 +188,7 @@ def _steps(lab: Lab, found: _Found) -> Iterator[Step]:
 def _extras(found: _Found, place: int) -> Iterator[Step]:
     for number, (kind, source) in enumerate(found.extras.get(place, ()), 1):
         if kind == "code" and source.strip():
-            yield Step("extra", f"added-{place + 1}-{number}", source)
+            yield Step("extra", f"added-{place + 1}-{number}", without_magics(source))
 
 
 def _notebook(lab: Lab, found: _Found) -> nbformat.NotebookNode:

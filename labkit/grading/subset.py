@@ -19,28 +19,29 @@ from collections.abc import Collection, Iterable, Iterator
 
 from labkit.grading.lab import Lab
 
-NAME, READ, WRITE = "<name>", "<read>", "<write>"  # no identifiers, so no program can bind them
+NAME, READ, TYPE, WRITE = "<name>", "<read>", "<type>", "<write>"  # no identifiers, so no program can bind them
 
 _WHOLE = (
-    "__future__ bisect cmath collections collections.abc copy decimal enum fractions heapq itertools json math numbers"
-    " pprint random re statistics struct textwrap time typing zlib"
-    " numpy numpy.fft numpy.linalg numpy.random numpy.typing matplotlib matplotlib.pyplot"
+    "__future__ bisect cmath collections collections.abc copy decimal fractions heapq itertools json math numbers"
+    " pathlib pprint random re statistics struct textwrap time typing zlib"
+    " numpy numpy.fft numpy.linalg numpy.random numpy.typing scipy scipy.special scipy.stats matplotlib"
+    " matplotlib.cm matplotlib.colors matplotlib.patches matplotlib.pyplot matplotlib.style matplotlib.ticker"
     " torch torch.amp torch.autograd torch.autograd.forward_ad torch.autograd.function torch.autograd.functional"
     " torch.autograd.graph torch.cuda torch.cuda.amp torch.distributed"
     " torch.distributed.checkpoint torch.distributed.checkpoint.state_dict torch.distributed.device_mesh"
-    " torch.distributed.fsdp torch.distributed.tensor torch.fft torch.func torch.functional"
+    " torch.distributed.fsdp torch.distributed.tensor torch.distributions torch.fft torch.func torch.functional"
     " torch.linalg torch.nn torch.nn.functional torch.nn.init torch.nn.parameter torch.nn.utils"
     " torch.nn.utils.parametrize torch.nn.utils.rnn torch.optim torch.optim.lr_scheduler torch.random torch.special"
     " torch.types torch.utils torch.utils.checkpoint torch.utils.data"
 ).split()
 # Modules of which an answer may use so much: the rest makes code from text, looks at frames, or sets attributes.
 _PARTS = {
-    "abc": "ABC abstractmethod",
-    "contextlib": "contextmanager nullcontext suppress ExitStack AbstractContextManager closing redirect_stdout",
+    "contextlib": "contextmanager nullcontext suppress ExitStack AbstractContextManager closing",
     "dataclasses": "dataclass field fields replace asdict astuple is_dataclass FrozenInstanceError",
-    "functools": "partial reduce lru_cache cache cmp_to_key cached_property",
+    "functools": "partial reduce lru_cache cache cmp_to_key cached_property wraps",
     "gc": "collect enable disable",
     "inspect": "signature Parameter Signature isfunction isclass",
+    "io": "StringIO BytesIO",
     "operator": "add sub mul truediv floordiv mod neg matmul xor and_ or_ lshift rshift eq ne lt le gt ge itemgetter"
     " iadd imul isub not_ pow abs index",
     "os": "cpu_count path",
@@ -48,10 +49,16 @@ _PARTS = {
     "posixpath": "join basename dirname exists isfile isdir splitext",
     "ntpath": "join basename dirname exists isfile isdir splitext",
     "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits punctuation whitespace",
-    "sys": "getsizeof float_info maxsize version_info byteorder int_info version",
+    "sys": "getsizeof float_info maxsize version_info byteorder int_info version stdout stderr",
     "timeit": "default_timer",
-    "types": "SimpleNamespace",
     "warnings": "warn catch_warnings simplefilter filterwarnings",
+}
+_BUT = {  # and all of these but what runs text, opens libraries or any file
+    "matplotlib.pyplot": frozenset(["switch_backend"]),
+    "numpy": frozenset("ctypeslib f2py fromfile genfromtxt loadtxt memmap test".split()),
+    "torch": frozenset("compile from_file hub jit load package".split()),
+    "torch.cuda": frozenset("CUDAPluggableAllocator change_current_allocator".split()),
+    "torch.distributed": frozenset("breakpoint run launch".split()),
 }
 MODULES: dict[str, frozenset[str] | None] = dict.fromkeys(_WHOLE) | {k: frozenset(v.split()) for k, v in _PARTS.items()}
 
@@ -59,21 +66,27 @@ MODULES: dict[str, frozenset[str] | None] = dict.fromkeys(_WHOLE) | {k: frozense
 _LEADS_OUT = frozenset(
     "gi_frame gi_code gi_yieldfrom cr_frame cr_code cr_await ag_frame ag_code tb_frame tb_next f_back f_locals"
     " f_globals f_code f_builtins ctypes get_type_hints ForwardRef singledispatch singledispatchmethod get_annotations"
-    " load_library make_dataclass NewType no_type_check set_module".split()
+    " load_library make_dataclass NewType no_type_check set_module ParameterDict breakpoint set_trace"
+    " switch_backend".split()
 )
 _READABLE = frozenset(
     "__init__ __name__ __qualname__ __doc__ __class__ __len__ __call__ __enter__ __exit__ __iter__ __next__ __getitem__"
     " __setitem__ __contains__ __post_init__ __version__ __hash__ __repr__ __str__ __main__ __file__ __cause__"
-    " __notes__ __slots__ __annotations__ __match_args__".split()
+    " __notes__ __slots__".split()
 )
 # What a class of an answer's may say about itself: nothing by which it compares, counts or computes.
 _DEFINABLE = frozenset(
     "__init__ __call__ __len__ __iter__ __next__ __getitem__ __setitem__ __contains__ __enter__ __exit__ __post_init__"
-    " __repr__ __str__ __hash__ __slots__ __doc__ __match_args__ __all__ __version__ __author__".split()
+    " __repr__ __str__ __hash__ __slots__ __doc__ __all__ __version__ __author__".split()
 )
-# Names of Python's own that answers do not get.
-REMOVED = frozenset("vars globals locals eval exec compile breakpoint help input memoryview exit quit".split())
-_MAGIC = re.compile(r"^(\s*)([%!].*)$", re.MULTILINE)
+# Underlined names that libraries mean for everybody.
+_PUBLIC = frozenset("_replace _asdict _fields _make _field_defaults".split())
+# Names of Python's own that answers do not get, and those of which they get another form.
+REMOVED = frozenset("vars globals locals eval exec compile breakpoint help input exit quit".split())
+GUARDED = frozenset("getattr hasattr setattr delattr open dataclass wraps".split())
+# Classes that a pattern may look into: others would hand out attributes that nobody has asked for.
+_MATCHED = frozenset("bool bytes bytearray complex dict float frozenset int list set str tuple".split())
+_MAGIC = re.compile(r"^(\s*)([%!?].*|\S+\?+)$", re.MULTILINE)
 
 
 class OutsideError(RuntimeError):
@@ -113,12 +126,17 @@ def may_import(module: str, extra: Collection[str] = ()) -> bool:
 def may_take(module: str, name: str) -> bool:
     """Whether an answer may use `name` of a module that it may import."""
     part = MODULES.get(module)
-    return name in part if part is not None else True
+    return name in part if part is not None else name not in _BUT.get(module, ())
 
 
 def name_problem(name: str) -> bool:
     """Whether no answer reads or writes an attribute of this name, whatever has it."""
     return name in _LEADS_OUT or (is_dunder(name) and name not in _READABLE)
+
+
+def is_inner(name: str) -> bool:
+    """Whether an attribute is its owner's own business."""
+    return name.startswith("_") and not is_dunder(name) and name not in _PUBLIC and not name.startswith("_foreach_")
 
 
 def is_dunder(name: str) -> bool:
@@ -137,13 +155,11 @@ def without_magics(code: str) -> str:
     return code
 
 
-def problems(code: str, extra: Collection[str] = ()) -> list[str]:
+def problems(code: str) -> list[str]:
     """What lies outside of the part of Python that is marked: the names, each once, in the order of the code.
 
-    Args:
-        extra: modules beyond the usual that answers may import: the lab's own, see `imported`.
-
-    Code that cannot be parsed has none: it fails by itself.
+    An import does not: what it brings is looked at when it is used, by `labkit.grading.guards`. Code that cannot be
+    parsed has none: it fails by itself.
     """
     try:
         tree = ast.parse(code)
@@ -154,7 +170,7 @@ def problems(code: str, extra: Collection[str] = ()) -> list[str]:
     bound |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
     found: dict[str, None] = {}
     for node in ast.walk(tree):
-        found |= dict.fromkeys(_in_node(node, extra, bound))
+        found |= dict.fromkeys(_in_node(node, bound))
     return list(found)
 
 
@@ -168,11 +184,10 @@ def lent(lab: Lab) -> set[str]:
     return imported(cell.visible_source for cell in lab.cells if cell.type == "code" and not cell.solution)
 
 
-def _in_node(node: ast.AST, extra: Collection[str], bound: set[str]) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (f"import {a.name}" for a in node.names if not may_import(a.name, extra))
-    elif isinstance(node, ast.ImportFrom):
-        yield from _from(node, extra)
+def _in_node(node: ast.AST, bound: set[str]) -> Iterator[str]:
+    if isinstance(node, ast.ImportFrom):
+        if node.level or any(alias.name == "*" for alias in node.names):
+            yield f"from {'.' * node.level}{node.module or ''} import {node.names[0].name}"
     elif isinstance(node, ast.Attribute) and name_problem(node.attr):
         yield node.attr
     elif isinstance(node, ast.Name) and node.id in REMOVED - bound:
@@ -181,21 +196,20 @@ def _in_node(node: ast.AST, extra: Collection[str], bound: set[str]) -> Iterator
         if is_dunder(node.value):
             yield node.value
     elif isinstance(node, ast.MatchClass):
-        yield from (name for name in node.kwd_attrs if name_problem(name) or name.startswith("_"))
+        plain = isinstance(node.cls, ast.Name) and node.cls.id in _MATCHED
+        if node.kwd_attrs or (node.patterns and not plain):
+            yield f"a pattern that looks into {ast.unparse(node.cls)}"
+    elif isinstance(node, ast.MatchMapping) and not all(isinstance(key, ast.Constant) for key in node.keys):
+        yield "a pattern with dotted keys"
     elif isinstance(node, ast.ClassDef) and any(keyword.arg == "metaclass" for keyword in node.keywords):
         yield "metaclass"
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "type" and len(node.args) != 1:
+    elif isinstance(node, ast.Call) and _is_type(node.func) and (len(node.args) != 1 or node.keywords):
         yield "type() with three arguments"
     yield from (name for name in _binds(node) if is_dunder(name) and name not in _DEFINABLE)
 
 
-def _from(node: ast.ImportFrom, extra: Collection[str]) -> Iterator[str]:
-    module = node.module or ""
-    for alias in node.names:
-        full = f"{module}.{alias.name}"
-        inner = alias.name.startswith("_") or name_problem(alias.name) or not may_take(module, alias.name)
-        if full not in extra and (node.level or inner or not may_import(module, extra)):
-            yield f"from {'.' * node.level}{module} import {alias.name}"
+def _is_type(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "type"
 
 
 def _binds(node: ast.AST) -> Iterator[str]:
@@ -236,9 +250,25 @@ class _Guarded(ast.NodeTransformer):
         return node
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id not in REMOVED or not isinstance(node.ctx, ast.Load):
+        if node.id not in REMOVED | GUARDED | {"type"} or not isinstance(node.ctx, ast.Load):
             return node
         return ast.copy_location(_call(NAME, node), node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if _is_type(node.func):
+            kind, node.func = node.func, ast.copy_location(ast.Name(TYPE, ast.Load()), node.func)
+            node.args = [kind, *(self.visit(item) for item in node.args)]
+            return node
+        elif isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
+            node.args = [item if _is_type(item) else self.visit(item) for item in node.args]
+            return node
+        self.generic_visit(node)
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        if node.annotation is not None and not _is_type(node.annotation):
+            node.annotation = self.visit(node.annotation)
+        return node
 
     def visit_MatchValue(self, node: ast.MatchValue) -> ast.AST:
         """A pattern's value, class and keys have to stay names; they are only compared."""

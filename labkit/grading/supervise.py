@@ -20,7 +20,7 @@ from labkit.grading.needed import names, needed_cells
 from labkit.grading.outcome import CellOutcome, Outcome
 from labkit.grading.rebuild import Rebuilt, Step
 from labkit.grading.sandbox import Limits
-from labkit.grading.subset import lent
+from labkit.grading.subset import lent, may_import
 from labkit.grading.walled import Ended, Walled
 
 MOST_RESTARTS = 12
@@ -159,13 +159,15 @@ def _shared(steps: Iterable[Step]) -> set[str]:
 
 
 def _imports(steps: Iterable[Step]) -> list[str]:
-    """Modules that the lab imports anywhere, so that no answer is on the stack while they load."""
+    """Modules that the lab imports anywhere, or an answer may, so that no answer is on the stack while they load."""
     found: dict[str, None] = {}
     for step in steps:
-        if step.kind in ("own", "test"):
-            for node in ast.walk(ast.parse(step.code)):
-                if isinstance(node, ast.Import):
-                    found |= dict.fromkeys(alias.name for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and node.module:
-                    found[node.module] = None
+        lab = step.kind in ("own", "test")
+        try:
+            nodes = list(ast.walk(ast.parse(step.code)))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        named = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        named += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        found |= dict.fromkeys(name for name in named if lab or may_import(name))
     return list(found)

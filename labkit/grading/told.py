@@ -17,6 +17,7 @@ from labkit.grading.integrity import Classes
 from labkit.grading.jail import ANSWER
 
 _MOST = 600  # characters
+_SHORT = 60  # lines
 _GAP = "…"
 
 
@@ -38,16 +39,19 @@ class Told:
         """For the student; `error` is the whole text, for the teacher."""
         if not self._hidden:
             return error
-        begin = "A hidden test: " if self._last[1] else ""
-        return begin + self._told(problem, classes)[:_MOST]
+        name, hidden = self._last
+        if name.startswith(ANSWER):  # it may have chosen where and how it breaks
+            return "An error, which is not shown behind a hidden test: run the cell in your notebook."
+        return ("A hidden test: " if hidden else "") + self._told(problem, classes)[:_MOST]
 
     def _told(self, problem: BaseException, classes: Classes | None) -> str:
         frames = traceback.extract_tb(problem.__traceback__)
         kind = type(problem).__name__ if classes is None or classes.knows(type(problem)) else "an error of your own"
         if answers := [frame for frame in frames if frame.filename.startswith(ANSWER)]:
             name, line = answers[-1].filename, answers[-1].lineno or 0
-            text = self._line(name, line).strip()
-            return f"{kind} in your cell {name.removeprefix(ANSWER).rstrip('>')}, line {line}: {text}"
+            short = len(self._codes.get(name, [])) <= _SHORT  # a line's number says as much as there are lines
+            place = f", line {line}: {self._line(name, line).strip()}" if short else ""
+            return f"{kind} in your cell {name.removeprefix(ANSWER).rstrip('>')}{place}"
         own = [frame for frame in frames if frame.filename in self._codes]
         if type(problem) is AssertionError and own and own[-1] is frames[-1]:
             return self._words(own[-1].filename, own[-1].lineno or 0) or "it does not hold."

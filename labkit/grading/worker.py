@@ -55,7 +55,7 @@ class _Answers:
     """
 
     def __init__(self, labels: list[str], extra: list[str]) -> None:
-        self.names, self.extra = {f"<{label}>" for label in labels}, extra
+        self.names = {f"<{label}>" for label in labels}
         self.guards = Guards(extra, self.names.__contains__)
         self.builtins = self.guards.builtins()
 
@@ -66,7 +66,7 @@ class _Answers:
         if name not in self.names:
             return execute(name, code, namespace)
         code = without_magics(code)
-        if found := problems(code, self.extra):
+        if found := problems(code):
             raise OutsideError(outside(found))
         self.guards.at_cell = True
         try:
@@ -227,11 +227,11 @@ def execute(
     tree = change(tree) if change else tree
     last = tree.body[-1] if tree.body and not code.rstrip().endswith(";") else None
     if not isinstance(last, ast.Expr):
-        exec(compile(tree, name, "exec"), namespace)
+        exec(compile(tree, name, "exec", dont_inherit=True), namespace)
         return None
     del tree.body[-1]
-    exec(compile(tree, name, "exec"), namespace)
-    return eval(compile(ast.Expression(last.value), name, "eval"), namespace)
+    exec(compile(tree, name, "exec", dont_inherit=True), namespace)
+    return eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), namespace)
 
 
 def points_of(value: Any, max_points: float | None) -> float:

@@ -239,3 +239,4 @@ def test_a_text_of_many_tags_is_shown_as_text():
     few, many = (clean_html("<b>" * count + "x", None) for count in (10, 20_000))
     assert "<b>" in few and "&lt;b&gt;" not in few
     assert "<b>" not in many and many.count("&lt;b&gt;") == 20_000
+    assert clean_html("\\[" * 6000, None) == f"<pre>{chr(92)}[" + "\\[" * 5999 + "</pre>"
