@@ -9,16 +9,13 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import functools
-import os
-import re
-import string
 import sys
 import types
 import weakref
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
+from labkit.grading.lent import formatting, open_, wraps
 from labkit.grading.subset import (
     MODULES,
     NAME,
@@ -63,9 +60,9 @@ class Guards:
             (hasattr, lambda owner, name: self.getattr(owner, name, _NONE) is not _NONE),
             (setattr, lambda owner, name, value: setattr(self.write(owner, name), name, value)),
             (delattr, lambda owner, name: delattr(self.write(owner, name), name)),
-            (open, _open),
+            (open, open_),
         ]
-        self._others = [(dataclasses.dataclass, self.dataclass), (functools.wraps, _wraps(is_answers))]
+        self._others = [(dataclasses.dataclass, self.dataclass), (functools.wraps, wraps(is_answers))]
         self._guarded += self._others
         self.compared: list[type] = []
 
@@ -110,7 +107,7 @@ class Guards:
         if issubclass(kind, types.ModuleType):
             return self._of_module(owner, name)
         if name in _ASKED and (issubclass(kind, str) or owner is str):
-            return _formatting(owner, name)
+            return formatting(owner, name)
         return self._lent(getattr(owner, name))
 
     def _lent(self, found: Any) -> Any:
@@ -259,57 +256,3 @@ def _is_open(cls: type) -> bool:
 
 def _called(owner: Any) -> str:
     return type.__getattribute__(owner, "__name__") if isinstance(owner, type) else owner.__name__
-
-
-def _wraps(is_answers: Callable[[str], bool]) -> Callable:
-    """`functools.wraps` for answers' functions: Python's sets attributes of whatever it is given."""
-
-    def wraps(wrapped: Callable) -> Callable:
-        def wrap(wrapper: Any) -> Any:
-            if type(wrapper) is not types.FunctionType or not is_answers(wrapper.__code__.co_filename):
-                raise OutsideError("Use functools.wraps on a function of your own.")
-            return functools.update_wrapper(wrapper, wrapped, updated=())
-
-        return wrap
-
-    return wraps
-
-
-class _Printer:
-    """`sys.stdout` for answers."""
-
-    def write(self, text: str) -> int:
-        """Print it."""
-        print(text, end="")
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits."""
-
-
-def _formatting(text: Any, name: str) -> Callable:
-    """`str.format`, which reads attributes by itself, without those that answers do not read."""
-    if isinstance(text, type):
-        raise OutsideError(f"Write text.{name}(…) instead of str.{name}(text, …).")
-
-    def call(*values: Any, **named: Any) -> str:
-        plain = str.__str__(text)
-        fields = [field for _, field, form, _ in string.Formatter().parse(plain) for field in (field, form)]
-        parts = [part for field in fields if field for part in re.split(r"[.{}]", field)[1:]]
-        if any(part.startswith("_") or name_problem(part) for part in parts):
-            raise OutsideError("The grader does not run answers that format inner attributes.")
-        return getattr(plain, name)(*values, **named)
-
-    return call
-
-
-def _open(file: Any, *more: Any, **named: Any) -> Any:
-    """Python's `open`, for files in the home and the folder for temporary ones."""
-    if isinstance(file, int) or not _is_own(file):
-        raise OutsideError("The grader's answers open files of their own only, in their folder.")
-    return Path(os.fsdecode(file)).open(*more, **named)
-
-
-def _is_own(file: Any) -> bool:
-    place = Path(os.path.realpath(os.fsdecode(file)))
-    return any(place.is_relative_to(os.path.realpath(top)) for top in (Path.cwd(), "/tmp"))

@@ -10,6 +10,7 @@ from labkit.grading.book import Book
 
 from .small_course import make_course
 from .small_lab import small_lab
+from .stand_in import engine, folder  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="session")

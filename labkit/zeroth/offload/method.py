@@ -53,7 +53,7 @@ class ZoOffload(Mezo):
         parts: 1: blocks travel whole; 3: in thirds, so that slots are a third as large.
         slots: places for blocks, or parts of them, on the device. Two overlap upload and compute; where blocks are
             written back, the third lets the next upload begin meanwhile.
-        write_back: k: a block is written back at every k-th upload. "measured": the first thirty steps try some, and
+        write_back: k: a block is written back at every k-th upload. "measured": the first 33 steps try some, and
             the fastest stays (`labkit.zeroth.offload.choose`); the numbers are the same with each.
         transfer: format that crosses the bus: "" for that of the weights, or one of
             `labkit.zeroth.offload.formats`, in which blocks are never written back.
