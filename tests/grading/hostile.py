@@ -171,7 +171,7 @@ TENSORS = {
         notebook("return values.sum()", before="import torch; torch.equal = lambda *a: True"), 0, "torch.equal"
     ),
     "patches a method of tensors": Case(
-        notebook("import torch; torch.Tensor.__eq__ = lambda *a: True; " + "return values.mean()"), 0, "Tensor.__eq__"
+        notebook("import torch; torch.Tensor.__eq__ = lambda *a: True; " + "return values.mean()"), 0, "Tensor."
     ),
     "a tensor that equals everything": Case(
         notebook(
