@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NOTEBOOK = "lab"  # the name under which nbgrader keeps each lab's one notebook
 _SETTINGS = "nbgrader_config.py"
+_SIGNAL = 128  # what a signal adds to its number in an exit code
 
 
 class Book:
@@ -172,6 +173,8 @@ def run(converter: BaseConverter) -> None:
         with _quiet():
             converter.start()
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > _SIGNAL:
+            raise  # a signal that ends this command, not nbgrader's own end
         told = [line for line in log.getvalue().splitlines() if line.strip()]
         cause = next((line for line in reversed(told) if _is_error(line)), str(error))
         raise LabError(

@@ -55,9 +55,9 @@ def test_what_was_stopped_goes_on_with_nothing_lost_or_run_twice(course, folder,
 
     def before(student, stop):
         if student in ("cyd", "dan"):
-            if both.wait(20) == 0:  # both are running
+            if both.wait(120) == 0:  # both are running
                 os.kill(os.getpid(), signal.SIGINT)
-            assert stop.wait(20), "the stop is not passed on"
+            assert stop.wait(120), "the stop is not passed on"
             ended.append(student)
             raise KeyboardInterrupt
 

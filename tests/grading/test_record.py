@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from labkit.errors import LabError
-from labkit.grading.book import Book
+from labkit.grading.book import Book, run
 from labkit.grading.outcome import CellOutcome
 from labkit.grading.record import record
 
@@ -104,6 +104,22 @@ def test_changed_sources_reach_the_gradebook(course):
     nbformat.write(notebook, path)
     with pytest.raises(LabError, match="Cells were added to or removed from 01-small"):
         course.refresh(course.lab(NAME))
+
+
+def test_a_signal_while_nbgrader_works_ends_the_command():
+    """It is no failure of one student's, after which the others go on."""
+    from types import SimpleNamespace
+
+    def ended(code):
+        def start():
+            raise SystemExit(code)
+
+        return SimpleNamespace(start=start, log=None)
+
+    with pytest.raises(SystemExit):
+        run(ended(128 + 15))
+    with pytest.raises(LabError, match="nbgrader failed"):
+        run(ended(1))
 
 
 def test_what_is_no_course_is_told(tmp_path, course):
