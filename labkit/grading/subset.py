@@ -45,20 +45,17 @@ _PARTS = {
     "operator": "add sub mul truediv floordiv mod neg matmul xor and_ or_ lshift rshift eq ne lt le gt ge itemgetter"
     " iadd imul isub not_ pow abs index",
     "os": "cpu_count path",
-    "os.path": "join basename dirname exists isfile isdir splitext",
-    "posixpath": "join basename dirname exists isfile isdir splitext",
-    "ntpath": "join basename dirname exists isfile isdir splitext",
     "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits punctuation whitespace",
     "sys": "getsizeof float_info maxsize version_info byteorder int_info version stdout stderr",
     "timeit": "default_timer",
     "warnings": "warn catch_warnings simplefilter filterwarnings",
 }
+_PARTS |= dict.fromkeys(("os.path", "posixpath", "ntpath"), "join basename dirname exists isfile isdir splitext")
 _BUT = {  # and all of these but what runs text, opens libraries or any file
-    "matplotlib.pyplot": frozenset(["switch_backend"]),
     "numpy": frozenset("ctypeslib f2py fromfile genfromtxt loadtxt memmap test".split()),
     "torch": frozenset("compile from_file hub jit load package".split()),
     "torch.cuda": frozenset("CUDAPluggableAllocator change_current_allocator".split()),
-    "torch.distributed": frozenset("breakpoint run launch".split()),
+    "torch.distributed": frozenset("run launch".split()),
 }
 MODULES: dict[str, frozenset[str] | None] = dict.fromkeys(_WHOLE) | {k: frozenset(v.split()) for k, v in _PARTS.items()}
 
@@ -100,16 +97,23 @@ def imported(codes: Iterable[str]) -> set[str]:
     inner part.
     """
     found: set[str] = set()
-    for code in codes:
-        for node in ast.walk(ast.parse(code)):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for parts in (name.split(".") for name in names):
-                found |= {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    for module, names in (pair for code in codes for pair in imports(code)):
+        for parts in (name.split(".") for name in [module, *(f"{module}.{name}" for name in names)]):
+            found |= {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
     return {name for name in found if _may_be_lent(name)}
+
+
+def imports(code: str) -> Iterator[tuple[str, list[str]]]:
+    """Each module that a cell imports, and the names that it takes from it; none where the cell cannot be parsed."""
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module, [alias.name for alias in node.names]
 
 
 def _may_be_lent(name: str) -> bool:

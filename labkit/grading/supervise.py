@@ -8,7 +8,6 @@ process did not run earns nothing.
 
 from __future__ import annotations
 
-import ast
 import threading
 import time
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from labkit.grading.needed import names, needed_cells
 from labkit.grading.outcome import CellOutcome, Outcome
 from labkit.grading.rebuild import Rebuilt, Step
 from labkit.grading.sandbox import Limits
-from labkit.grading.subset import lent, may_import
+from labkit.grading.subset import imports, lent, may_import
 from labkit.grading.walled import Ended, Walled
 
 MOST_RESTARTS = 12
@@ -162,12 +161,6 @@ def _imports(steps: Iterable[Step]) -> list[str]:
     """Modules that the lab imports anywhere, or an answer may, so that no answer is on the stack while they load."""
     found: dict[str, None] = {}
     for step in steps:
-        lab = step.kind in ("own", "test")
-        try:
-            nodes = list(ast.walk(ast.parse(step.code)))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        named = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        named += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-        found |= dict.fromkeys(name for name in named if lab or may_import(name))
+        named = [module for module, _ in imports(step.code)]
+        found |= dict.fromkeys(name for name in named if step.kind in ("own", "test") or may_import(name))
     return list(found)
