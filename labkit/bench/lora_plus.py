@@ -25,7 +25,7 @@ TITLE = "LoRA+: steps to the loss of plain LoRA when B learns faster than A, fil
 SEEDS = tuned.SEEDS
 UNITS = RUN_UNITS | {"steps_to_loss": "steps", "steps_to_loss_std": "steps", "ratio": "1", "learning_rate": "1"}
 RATIOS = (1, 2, 4, 8, 16, 32)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 WINDOW = 16
 PUBLISHED = [
     {

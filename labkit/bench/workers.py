@@ -12,6 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 Case = TypeVar("Case")
@@ -51,15 +52,26 @@ def side_by_side(work: Callable[[Case], Result], cases: Sequence[Case], device: 
         work: a function at the top of a module; it and its cases and results must pickle.
         device: where the runs compute, "cuda" or another.
     """
-    workers = min(MOST, len(cases), max(1, (os.cpu_count() or 1) // CORES_A_WORKER)) if device == "cuda" else 1
-    if workers <= 1:
+    if device != "cuda" or min(_most(), len(cases)) <= 1:
         yield from map(work, cases)
         return
-    # A forked child cannot use CUDA.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            yield from pool.map(work, cases)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = _pool()
+    try:
+        yield from pool.map(work, cases)
+    except BaseException:
+        _pool.cache_clear()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+@cache
+def _pool() -> ProcessPoolExecutor:
+    """Processes that stay from one call to the next: loading torch and a model takes as long as some runs.
+
+    They are spawned, since a forked child cannot use CUDA, and only as many as there are cases.
+    """
+    return ProcessPoolExecutor(_most(), mp_context=multiprocessing.get_context("spawn"))
+
+
+def _most() -> int:
+    return max(1, min(MOST, (os.cpu_count() or 1) // CORES_A_WORKER))
