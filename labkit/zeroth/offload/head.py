@@ -59,7 +59,8 @@ class NextToken:
 
     Attributes:
         words, tokens: see `next_token_loss`.
-        padded: whether batches have padding; without it attention takes its fast way, and nothing asks the device.
+        padded: whether batches have padding; without it attention takes its fast way, and nothing asks the device
+            (but transformers, which looks once before the first block of a Llama whether sequences are packed).
     """
 
     words: int = 4096
