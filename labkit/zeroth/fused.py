@@ -1,12 +1,15 @@
 """w ← c w + Σ aᵢ zᵢ on a GPU in one Triton kernel: every weight is read once and written once, z is never in memory.
 
 Of n 16-bit weights that is 4n bytes, whatever the number of directions; with z made by one kernel and added by another
-it would be 4n for z in fp32 written and read, and each direction would round the weight anew. Philox and Box-Muller
-cost some 80 instructions a value, so that on an H100 arithmetic, not memory, sets the time.
+it would be 4n for z in fp32 written and read, and each direction would round the weight anew. Arithmetic, not memory,
+sets the time, so instructions are counted. Of what ptxas makes for one value of a large fp16 tensor on a Hopper GPU,
+30 are left: ten rounds of Philox take 5 products of 32 × 32 to 64 bits and 5 exclusive ors of three, Box and Muller's
+formulas some 10, and where a tensor's rows begin at a whole counter, 8 values are read and written at once.
 
-The integers are those of `labkit.zeroth.noise` bit for bit. Multiplications and additions are not fused
-(`enable_fp_fusion=False`), so that from the same z the same weights come out. Logarithm, sine and cosine are
-libdevice's, and z so agrees with a CPU's to some last places of fp32.
+The integers are those of `labkit.zeroth.noise` bit for bit. Multiplications and additions are not fused but where
+written so (`enable_fp_fusion=False`), so that from the same z the same weights come out. Logarithm, root, sine and
+cosine are the hardware's approximations: z differs from a CPU's by at most 5 10⁻⁶ (PTX ISA, section 9.7.3: 2⁻²² for
+lg2, 2⁻²⁰·⁵ for sin and cos, times a radius of at most 6.7). On one kind of GPU it is the same bits in every run.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from labkit.zeroth import noise
 try:
     import triton
     import triton.language as tl
-    from triton.language.extra import libdevice
 except ImportError:  # no Triton for this platform: the chunked path serves every device
     triton = None
 
@@ -55,7 +57,8 @@ def write(
 ) -> None:
     """Fill `out`; see `labkit.zeroth.perturb.write`, and `rows` there for rows of a matrix."""
     count = source.shape[-1] if rows is not None else source.numel()
-    tiles = -(-(count + 2 * (noise.LANES - 1)) // (noise.LANES * TILE))
+    aligned = (count if rows is not None else start) % noise.LANES == 0  # a value's lane is its place in a tile
+    tiles = -(-(count + (0 if aligned else 2 * (noise.LANES - 1))) // (noise.LANES * TILE))
     grid = (tiles * (len(rows) if rows is not None else 1),)
     keys = [[_signed(half) for half in noise.key(seed, name)] for seed, _ in terms]
     rest = _there(keys[1:], torch.int32, out.device) if len(keys) > 1 else out
@@ -64,7 +67,7 @@ def write(
     with torch.cuda.device(out.device):
         _write[grid](
             source, out, rows if rows is not None else out, *first, rest, scales, float(keep), start, count, tiles,
-            TERMS=len(terms), ROWS=rows is not None, SIZE=TILE, enable_fp_fusion=False,
+            TERMS=len(terms), ROWS=rows is not None, ALIGNED=aligned, SIZE=TILE, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -80,18 +83,33 @@ if triton is not None:
 
     @triton.jit
     def _integers(counter, k0, k1):
-        seed = (k1.to(tl.uint32).to(tl.uint64) << 32) | k0.to(tl.uint32).to(tl.uint64)
-        low = (counter & 0xFFFFFFFF).to(tl.uint32)
-        high = (counter >> 32).to(tl.uint32)
-        zero = low * 0
-        return tl.philox(seed, low, high, zero, zero, n_rounds=10)
+        c0, c1 = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+        c2, c3 = c0 * 0, c0 * 0
+        k0, k1 = k0.to(tl.uint32), k1.to(tl.uint32)
+        for _ in tl.static_range(10):
+            # As products of 64 bits, each is one instruction; tl.philox asks for both halves apart.
+            a, b = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
+            c0, c2 = (b >> 32).to(tl.uint32) ^ c1 ^ k0, (a >> 32).to(tl.uint32) ^ c3 ^ k1
+            c1, c3 = b.to(tl.uint32), a.to(tl.uint32)
+            k0 += 0x9E3779B9
+            k1 += 0xBB67AE85
+        return c0, c1, c2, c3
+
+    @triton.jit
+    def _fast(x, NAME: tl.constexpr):
+        text: tl.constexpr = NAME + ".approx.ftz.f32 $0, $1;"
+        return tl.inline_asm_elementwise(text, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
     @triton.jit
     def _pair(x, y):
         u = (x.to(tl.float32) + 1.0) * 2.3283064365386963e-10  # 2 ** -32
-        radius = tl.sqrt_rn(libdevice.log(u) * -2.0)
-        angle = (y.to(tl.float32) * 2.3283064365386963e-10) * 6.283185307179586
-        return radius * libdevice.cos(angle), radius * libdevice.sin(angle)
+        w = 1.0 - u
+        # Close to 1 the logarithm is small, and lg2's error is not: there the series of -2 ln(1 - w).
+        near = w * tl.fma(w, tl.fma(w, 0.6666667, 1.0), 2.0)
+        square = tl.where(w < 0.015625, near, _fast(u, "lg2") * -1.3862943611198906)
+        radius = _fast(square, "sqrt")
+        angle = y.to(tl.float32) * 1.4629180792671596e-09  # 2 π 2 ** -32
+        return radius * _fast(angle, "cos"), radius * _fast(angle, "sin")
 
     @triton.jit
     def _normals(counter, k0, k1):
@@ -103,19 +121,23 @@ if triton is not None:
     @triton.jit(do_not_specialize=["k0", "k1", "start"])
     def _write(
         source, out, rows, k0, k1, scale, rest, scales, keep, start, count, tiles,
-        TERMS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+        TERMS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr, SIZE: tl.constexpr,
     ):  # fmt: skip
         program = tl.program_id(0).to(tl.int64)
-        tile = program % tiles
-        begin = start.to(tl.int64)
+        tile, begin = program, start.to(tl.int64)
         if ROWS:
+            tile = program % tiles
             row = program // tiles
             begin = tl.load(rows + row).to(tl.int64) * count
             source += begin
             out += row * count
         first = begin // 4 + tile * SIZE
-        at = first * 4 - begin + tl.arange(0, 4 * SIZE)
-        inside = (at >= 0) & (at < count)
+        if ALIGNED:  # without a remainder in `at`, Triton sees that several values can be read at once
+            at = tile * (4 * SIZE) + tl.arange(0, 4 * SIZE)
+            inside = at < count
+        else:
+            at = first * 4 - begin + tl.arange(0, 4 * SIZE)
+            inside = (at >= 0) & (at < count)
         value = tl.load(source + at, mask=inside, other=0.0).to(tl.float32) * keep
         counter = first + tl.arange(0, SIZE)
         if TERMS > 0:

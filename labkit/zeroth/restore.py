@@ -9,7 +9,7 @@ follow each other without a forward pass in between, they are made as one, with 
 out in the next step's direction.
 
 `Perturbed` needs no change to the model: while it is on, every torch function that is given a trained tensor is given
-round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/128 of the weights' bytes,
+round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/64 of the weights' bytes,
 so that an embedding of 8 % of the weights, used as head too, costs no more than that), an embedding's for the rows that
 are looked up; what is left are norms, biases, adapters and prefixes, which are small. So memory stays below 1.02 times
 that of inference. Given the weights of one block, it serves around that block alone: both sides can go through a model
@@ -31,7 +31,8 @@ from torch.overrides import TorchFunctionMode
 from labkit.zeroth import perturb
 from labkit.zeroth.perturb import Terms, Weight
 
-SLOT_SHARE, SLOT_MIN = 128, 2**18
+SLOT_SHARE, SLOT_MIN = 64, 2**18
+ROWS = 64  # a part of a weight has a multiple of so many: with an odd number, matrix products take thrice as long
 # What is asked about a tensor, and is the same at w and at w + εz.
 ABOUT = {
     "shape", "dtype", "device", "layout", "requires_grad", "ndim", "is_leaf", "is_cuda", "is_cpu", "is_sparse",
@@ -135,7 +136,7 @@ class Perturbed(TorchFunctionMode):
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """As many rows of the weight at a time as the slot takes, and as many outputs."""
         known, bias = self.known.get(id(weight)), self._there(bias)
-        size = max(1, self._slot // (weight.element_size() * weight.shape[-1]))
+        size = part_of(len(weight), self._slot // (weight.element_size() * weight.shape[-1]))
         if known is None or weight.dim() != 2 or size >= len(weight):
             return F.linear(input, self._there(weight), bias)
         out = input.new_empty(*input.shape[:-1], len(weight))
@@ -159,8 +160,22 @@ class Perturbed(TorchFunctionMode):
         return found.view(*input.shape, -1)
 
 
+def part_of(rows: int, most: int) -> int:
+    """Rows of a weight that are made at a time: parts of about one size, of whole ROWS where so many fit.
+
+    Args:
+        rows: of the weight.
+        most: that the slot takes; one is made in any case.
+    """
+    if most >= rows:
+        return rows
+    unit = ROWS if most >= ROWS else 1
+    most = max(1, most - most % unit)
+    return -(-rows // (-(-rows // most) * unit)) * unit
+
+
 def slot_of(weights: Sequence[Weight]) -> int:
-    """Bytes of the slot for perturbed rows: 1/128 of the weights' bytes, and at least 256 KiB."""
+    """Bytes of the slot for perturbed rows: 1/64 of the weights' bytes, and at least 256 KiB."""
     return max(SLOT_MIN, sum(w.tensor.numel() * w.tensor.element_size() for w in weights) // SLOT_SHARE)
 
 

@@ -117,21 +117,25 @@ def test_no_copy_is_used_before_it_is_there_and_no_place_before_it_is_free(late,
 def test_the_host_waits_for_nothing(config, monkeypatch):
     """Queueing both passes: torch would raise at the first synchronisation. The step itself reads two losses.
 
-    transformers asks the device once before a Llama's first block whether sequences are packed; nothing else may.
+    transformers asks the device once before the first block: of a Llama, whether sequences are packed, and in its
+    older releases of an OPT, whether anything is padded. Nothing else may.
     """
     method, model = ZoOffload(**COMMON, write_back=2, parts=3), model_of(config, torch.float16)
     method.prepare(model, NextToken(), 100)
-    packed = masking_utils.find_packed_sequence_indices
 
-    def asks(position_ids):
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("default")
-        try:
-            return packed(position_ids)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
+    def may_ask(asks):
+        def asked(*args, **kwargs):
+            mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return asks(*args, **kwargs)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
 
-    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", asks)
+        return asked
+
+    for name in ("find_packed_sequence_indices", "_ignore_causal_mask_sdpa"):
+        monkeypatch.setattr(masking_utils, name, may_ask(getattr(masking_utils, name)))
     batch = words()
     for _ in range(3):
         method.step(batch)

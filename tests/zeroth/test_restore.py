@@ -7,6 +7,8 @@ import copy
 import pytest
 import torch
 from decoders import opt
+from hypothesis import given
+from hypothesis import strategies as st
 from micro import Letters, Small, micro_llama
 from temporaries import Largest
 from torch import nn
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from labkit.adapters.prefix import PrefixTuning
 from labkit.adapters.tuning import Lora
 from labkit.zeroth import noise, perturb
-from labkit.zeroth.restore import Exact, Perturbed, Walk
+from labkit.zeroth.restore import ROWS, Exact, Perturbed, Walk, part_of
 
 AT = [(5, 3e-2), (6, 1e-2)]
 TASK = Letters()
@@ -187,3 +189,13 @@ def test_a_walk_makes_all_that_is_due_in_one_pass(monkeypatch):
             value.mul_(1 - decay if w.decayed else 1).add_(z.double(), alpha=scale)
     for w, value in zip(weights, expected, strict=True):
         torch.testing.assert_close(w.tensor.double(), value, rtol=1e-5, atol=1e-6)
+
+
+@given(rows=st.integers(1, 60_000), most=st.integers(0, 60_000))
+def test_parts_fit_the_slot_are_of_about_one_size_and_of_whole_units(rows, most):
+    """An odd number of rows would leave a matrix product without its fast kernels."""
+    size = part_of(rows, most)
+    assert size <= max(1, most) and (size == rows) == (rows <= max(1, most))
+    assert size == rows or most < ROWS or size % ROWS == 0
+    fits = max(1, most - most % ROWS if most >= ROWS else most)
+    assert size == rows or -(-rows // size) <= -(-rows // fits), "more parts than needed"

@@ -60,7 +60,8 @@ class NextToken:
     Attributes:
         words, tokens: see `next_token_loss`.
         padded: whether batches have padding; without it attention takes its fast way, and nothing asks the device
-            (but transformers, which looks once before the first block of a Llama whether sequences are packed).
+            (but transformers, once before the first block: whether a Llama's sequences are packed, and in its older
+            releases whether anything of an OPT's is padded).
     """
 
     words: int = 4096
