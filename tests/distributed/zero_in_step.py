@@ -18,18 +18,25 @@ from labkit.parallel.zero_peak import peak
 
 
 def stepped(method, config=None):
-    """The budget of a second step, its loss, and the most gathered bytes as the engine counts them."""
+    """The budget of a step after the first, the least of several, and the second step's loss.
+
+    gloo's threads let go of what they have sent when they get to it, which on a busy machine is after the next layer
+    has begun: a step may count a buffer too many, and never one too few.
+    """
     method.prepare(checks.model(config or checks.wide()).train(), TASK, STEPS)
     first, second, *_ = checks.batches()
     method.step(first)
     stands = sum(method.measured_standing().values())
-    with peak(method) as found:
-        loss = method.step(second).item()
-    gathered = method.observed()["gathered_bytes"]
-    assert found[0].standing == stands, "other bytes stand than the method counts"
-    assert gathered == method.gathered_bytes(), f"{gathered} gathered, formula {method.gathered_bytes()}"
+    budgets, losses = [], []
+    for _ in range(3):
+        with peak(method) as found:
+            losses.append(method.step(second).item())
+        gathered = method.observed()["gathered_bytes"]
+        assert found[0].standing == stands, "other bytes stand than the method counts"
+        assert gathered == method.gathered_bytes(), f"{gathered} gathered, formula {method.gathered_bytes()}"
+        budgets.append(found[0])
     method.close()
-    return found[0], loss
+    return min(budgets, key=lambda budget: budget.total), losses[0]
 
 
 class KeepsCopies(ZeroEngine):
