@@ -25,6 +25,7 @@ With dropout the adapter and the scale see x̃, and W x is there as well (the pa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,15 +35,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from labkit.adapters import dora_kernels as kernels
 from labkit.adapters.dense import dense_weight
 from labkit.adapters.lora import LoraLinear, LoraSpec
-from labkit.adapters.product import add_product, cast, draw, dropped, lora_added, scaled_product
+from labkit.adapters.product import add_product, cast, draw, lora_added, masked, scaled_product
 from labkit.adapters.tuning import Lora
 
 
-def scale_of(m: Float[Tensor, " out"], squared: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
-    """m / ‖·‖ from ‖·‖², and 1 where that is 0 (or below, by rounding)."""
-    return torch.where(squared > 0, m * squared.rsqrt(), 1.0)
+def scales_of(m: Float[Tensor, " out"], squared: Float[Tensor, " out"]) -> tuple[Tensor, Tensor]:
+    """m / ‖·‖ and 1 / ‖·‖ from ‖·‖²; 1 and 0 where that is 0 (or below, by rounding)."""
+    none = squared <= 0
+    inverse = squared.rsqrt().masked_fill_(none, 0.0)
+    return (m * inverse).masked_fill_(none, 1.0), inverse
 
 
 def differentiable_scale(m: Float[Tensor, " out"], squared: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
@@ -51,49 +55,59 @@ def differentiable_scale(m: Float[Tensor, " out"], squared: Float[Tensor, " out"
 
 
 class _DoraProduct(torch.autograd.Function):
-    """y from x: kept are x, h = A x̃, the output before the scale, and the mask of dropout."""
+    """y from x: kept are x, h = s A x̃, the output before the scale, and the mask of dropout."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, a, b, m, squared, scaling: float, p: float) -> Tensor:
-        dtype = x.dtype
-        scale = scale_of(m, squared)
-        seen, mask = draw(x, p)
-        narrow = weight.to(dtype)
+    def forward(ctx: Any, x, weight, bias, a, b, m, scale, inverse, scaling: float, p: float) -> Tensor:
+        dtype, flat = x.dtype, x.reshape(-1, x.shape[-1])
+        narrow, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        seen, mask = draw(flat, p)
         u = F.linear(seen, narrow)
-        y = None if mask is None else F.linear(x, narrow).sub_(u)
-        h = F.linear(seen, a.to(dtype))
-        add_product(u.view(-1, u.shape[-1]), h.view(-1, h.shape[-1]), b.to(dtype).t(), scaling)
-        if y is None:
-            y = torch.mul(u, scale, out=torch.empty_like(u))  # the scale stays fp32: in bf16 it would move by 0.4 %
-        else:
+        y = torch.empty_like(u) if mask is None else F.linear(flat, narrow, bias).sub_(u)
+        h = scaled_product(seen, a.to(dtype).t(), scaling)
+        add_product(u, h, b.to(dtype).t())
+        # The scale stays fp32: in bf16 it would move by 0.4 %.
+        if mask is not None:
             y.addcmul_(u, scale)
-        if bias is not None:
-            y.add_(bias)
-        ctx.save_for_backward(x, weight, a, b, squared, scale, h, u, mask)
-        ctx.scaling, ctx.p = scaling, p
-        return y
+        elif bias is not None:
+            torch.addcmul(bias, u, scale, out=y)
+        else:
+            torch.mul(u, scale, out=y)
+        ctx.save_for_backward(flat, weight, a, b, scale, inverse, h, u, mask)
+        ctx.scaling, ctx.p, ctx.shape = scaling, p, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, squared, scale, h, u, mask = ctx.saved_tensors
+        x, weight, a, b, scale, inverse, h, u, mask = ctx.saved_tensors
         flat = gradients[0].reshape(-1, gradients[0].shape[-1])
-        to_scale = (flat * u.reshape(flat.shape)).sum(0, dtype=torch.float32)
-        to_m = torch.where(squared > 0, to_scale * squared.rsqrt(), 0.0)
-        g = torch.mul(flat, scale, out=torch.empty_like(flat))
-        to_h = g @ b.to(g.dtype)
-        to_a = scaled_product(to_h.t(), dropped(x, mask, ctx.p).reshape(-1, x.shape[-1]), ctx.scaling, a.dtype)
-        to_b = scaled_product(g.t(), h.reshape(-1, h.shape[-1]), ctx.scaling, b.dtype)
-        to_x = None
+        g, to_scale = _through_scale(flat, u, scale)
+        to_h = scaled_product(g, b.to(g.dtype), ctx.scaling)
+        seen, due = masked(x, mask, ctx.p)
+        to_a, to_b, to_x = scaled_product(to_h.t(), seen, due), g.t() @ h, None
         if ctx.needs_input_grad[0]:
             narrow = weight.to(g.dtype)
             if mask is None:
-                to_x = add_product(g @ narrow, to_h, a.to(g.dtype), ctx.scaling)
+                to_x = add_product(g @ narrow, to_h, a.to(g.dtype))
             else:
-                path = add_product((g - flat) @ narrow, to_h, a.to(g.dtype), ctx.scaling)
-                to_x = (flat @ narrow).add_(dropped(path, mask.view(path.shape), ctx.p))
-            to_x = to_x.view(x.shape)
-        return to_x, None, None, to_a, to_b, to_m.to(scale.dtype), None, None, None
+                path = add_product(g.sub_(flat) @ narrow, to_h, a.to(g.dtype)).mul_(due)
+                to_x = (flat @ narrow).addcmul_(path, mask)
+            to_x = to_x.view(ctx.shape)
+        return to_x, None, None, to_a, to_b, to_scale.mul_(inverse), None, None, None, None
+
+
+def _through_scale(g: Tensor, u: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """g ⊙ scale, and the sum of g ⊙ u over tokens in fp32."""
+    if kernels.usable(g):
+        return kernels.through_scale(g, u, scale)
+    return torch.mul(g, scale, out=torch.empty_like(g)), (g * u).sum(0, dtype=torch.float32)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    """Outside autocast: entering its context costs as much as an operation, and is left out where that is off."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class DoraLinear(LoraLinear):
@@ -140,6 +154,16 @@ class DoraLinear(LoraLinear):
         cross = torch.addmm(weight @ a.t(), b, a @ a.t(), beta=2, alpha=scaling)
         return torch.add(self.squares, (cross * b).sum(1, dtype=torch.float32), alpha=scaling)
 
+    @torch.no_grad()
+    def scales(self, name: str) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
+        """m / ‖W + s B A‖ and 1 / ‖W + s B A‖ of each row, in fp32; constants to autograd."""
+        m, weight = self.lora_magnitude_vector[name], self.base.weight
+        if not kernels.usable(weight):
+            return scales_of(m, self.squared_norm(name))
+        a, b, scaling = self.scaled(name)
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        return kernels.row_scales(weight @ a.t(), a @ a.t(), b, self.squares, m, scaling)
+
     def norm(self, name: str) -> Float[Tensor, " out"]:
         """‖W + s B A‖ of each row, in fp32."""
         return self.squared_norm(name).clamp_(min=0).sqrt_()
@@ -151,11 +175,14 @@ class DoraLinear(LoraLinear):
             return self.base(x)
         a, b, scaling = self.scaled(name)
         m, dropout = self.lora_magnitude_vector[name], self.specs[name].dropout if self.training else 0.0
-        with torch.autocast(x.device.type, enabled=False):
-            squared = self.squared_norm(name)
         if type(self.base) is not nn.Linear:
-            return self._on_other(x, a, b, differentiable_scale(m, squared), scaling, dropout)
-        return _DoraProduct.apply(cast(x), self.base.weight, self.base.bias, a, b, m, squared, scaling, dropout)
+            with _without_autocast(x):
+                scale = differentiable_scale(m, self.squared_norm(name))
+            return self._on_other(x, a, b, scale, scaling, dropout)
+        with _without_autocast(x):
+            scale, inverse = self.scales(name)
+        given = self.base.weight, self.base.bias, a, b, m, scale, inverse, scaling, dropout
+        return _DoraProduct.apply(cast(x), *given)
 
     def _on_other(self, x: Tensor, a: Tensor, b: Tensor, scale: Tensor, scaling: float, dropout: float) -> Tensor:
         """The same over a base that keeps its weight in few bits: its own product, and autograd for the rest."""
@@ -168,7 +195,7 @@ class DoraLinear(LoraLinear):
         return scaled if bias is None else scaled + bias.to(scaled.dtype)
 
     def _scale(self, name: str) -> Float[Tensor, "out 1"]:
-        return scale_of(self.lora_magnitude_vector[name].detach(), self.squared_norm(name))[:, None]
+        return scales_of(self.lora_magnitude_vector[name].detach(), self.squared_norm(name))[0][:, None]
 
     @torch.no_grad()
     def merged_weight(self, name: str) -> Float[Tensor, "out in"]:

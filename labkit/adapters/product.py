@@ -2,15 +2,16 @@
 
 With x of n tokens, W of [out, in] frozen, A of [r, in] and B of [out, r]:
 
-    forward    h = A x            y = W x + b + s B h
-    backward   ∂B = s ∂y hᵀ       ∂h = Bᵀ ∂y
-               ∂A = s ∂h xᵀ       ∂x = Wᵀ ∂y + s Aᵀ ∂h
+    forward    h = s A x          y = W x + b + B h
+    backward   ∂B = ∂y hᵀ         ∂h = s Bᵀ ∂y
+               ∂A = ∂h xᵀ         ∂x = Wᵀ ∂y + Aᵀ ∂h
 
-So x and h are kept, r values a token more than nothing; neither B A, of [out, in], nor the adapter's own output, of
-[n, out], is ever there, and W has no gradient: of a linear layer's three products two remain (Hu et al. 2021,
-arXiv:2106.09685, section 4.2). Sums go into the product before them (BLAS's beta = 1), so that a step launches fewer
-kernels than the same formulas in single operations. The seed lecture writes ∂A with the order of factors for A B
-instead of B A, and counts W + A B as formed; forming it would bring the third product back (`labkit.adapters.cost`).
+∂h stands for the gradient of A x. So x and h are kept, r values a token more than nothing; neither B A, of [out, in],
+nor the adapter's own output, of [n, out], is ever there, and W has no gradient: of a linear layer's three products two
+remain (Hu et al. 2021, arXiv:2106.09685, section 4.2). Sums and s go into the products (BLAS's beta = 1, and alpha), so
+that a step launches fewer kernels than the same formulas in single operations. The seed lecture writes ∂A with the
+order of factors for A B instead of B A, and counts W + A B as formed; forming it would bring the third product back
+(`labkit.adapters.cost`).
 
 With dropout (Srivastava et al. 2014) on the adapter's input alone, x̃ = mask x / (1 - p) stands in h and ∂A. One byte a
 value is kept for the mask; x̃ is made again. Autograd on single operations keeps x̃ as well.
@@ -18,6 +19,7 @@ value is kept for the mask; x̃ is made again. Autograd on single operations kee
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,9 +29,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def dropped(x: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    """x where the mask is set, scaled by 1 / (1 - p); x itself without a mask."""
-    return x if mask is None else (x * mask).mul_(1 / (1 - p))
+def masked(x: Tensor, mask: Tensor | None, p: float) -> tuple[Tensor, float]:
+    """x where the mask is set, and the factor 1 / (1 - p) that is still due; x itself without a mask."""
+    return (x, 1.0) if mask is None else (x * mask, 1.0 / (1.0 - p))
 
 
 def draw(x: Tensor, p: float) -> tuple[Tensor, Tensor | None]:
@@ -44,35 +46,34 @@ class _LoraProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float
     ) -> Tensor:
-        dtype = x.dtype
-        y = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
-        seen, mask = draw(x, p)
-        h = F.linear(seen, a.to(dtype))
-        add_product(y.view(-1, y.shape[-1]), h.view(-1, h.shape[-1]), b.to(dtype).t(), scaling)
-        ctx.save_for_backward(x, weight, a, b, h, mask)
-        ctx.scaling, ctx.p = scaling, p
-        return y
+        dtype, flat = x.dtype, x.reshape(-1, x.shape[-1])
+        y = F.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))
+        seen, mask = draw(flat, p)
+        h = scaled_product(seen, a.to(dtype).t(), scaling)
+        add_product(y, h, b.to(dtype).t())
+        ctx.save_for_backward(flat, weight, a, b, h, mask)
+        ctx.scaling, ctx.p, ctx.shape = scaling, p, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, h, mask = ctx.saved_tensors
         g = gradients[0].reshape(-1, gradients[0].shape[-1])
-        narrow = a.to(g.dtype)
-        to_h = g @ b.to(g.dtype)
+        to_h = scaled_product(g, b.to(g.dtype), ctx.scaling)
         to_a = to_b = to_x = None
         if ctx.needs_input_grad[3]:
-            to_a = scaled_product(to_h.t(), dropped(x, mask, ctx.p).reshape(-1, x.shape[-1]), ctx.scaling, a.dtype)
+            seen, due = masked(x, mask, ctx.p)
+            to_a = scaled_product(to_h.t(), seen, due)
         if ctx.needs_input_grad[4]:
-            to_b = scaled_product(g.t(), h.reshape(-1, h.shape[-1]), ctx.scaling, b.dtype)
+            to_b = g.t() @ h
         if ctx.needs_input_grad[0]:
             to_x = g @ weight.to(g.dtype)
             if mask is None:
-                add_product(to_x, to_h, narrow, ctx.scaling)
+                add_product(to_x, to_h, a.to(g.dtype))
             else:
-                path = scaled_product(to_h, narrow, ctx.scaling / (1 - ctx.p), g.dtype)
-                to_x.addcmul_(path, mask.view_as(path))
-            to_x = to_x.view(x.shape)
+                to_x.addcmul_(scaled_product(to_h, a.to(g.dtype), 1.0 / (1.0 - ctx.p)), mask)
+            to_x = to_x.view(ctx.shape)
         return to_x, None, None, to_a, to_b, None, None
 
 
@@ -81,38 +82,41 @@ class _LoraAdded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, p: float) -> Tensor:
-        seen, mask = draw(x, p)
-        h = F.linear(seen, a.to(x.dtype))
+        dtype, flat = x.dtype, x.reshape(-1, x.shape[-1])
+        seen, mask = draw(flat, p)
+        h = scaled_product(seen, a.to(dtype).t(), scaling)
+        ctx.save_for_backward(flat, a, b, h, mask)
+        ctx.scaling, ctx.p, ctx.shape = scaling, p, x.shape
         # Not in y's place: it may be a view, and belongs to who made it.
-        flat = torch.addmm(y.reshape(-1, y.shape[-1]), h.view(-1, h.shape[-1]), b.to(x.dtype).t(), alpha=scaling)
-        ctx.save_for_backward(x, a, b, h, mask)
-        ctx.scaling, ctx.p = scaling, p
-        return flat.view(y.shape)
+        return torch.addmm(y.reshape(-1, y.shape[-1]), h, b.to(dtype).t()).view(y.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, h, mask = ctx.saved_tensors
         g = gradients[0].reshape(-1, gradients[0].shape[-1])
-        to_h = g @ b.to(g.dtype)
+        to_h = scaled_product(g, b.to(g.dtype), ctx.scaling)
+        seen, due = masked(x, mask, ctx.p)
         to_x = None
         if ctx.needs_input_grad[1]:
-            to_x = dropped(scaled_product(to_h, a.to(g.dtype), ctx.scaling, g.dtype).view(x.shape), mask, ctx.p)
-        seen = dropped(x, mask, ctx.p).reshape(-1, x.shape[-1])
-        to_a = scaled_product(to_h.t(), seen, ctx.scaling, a.dtype)
-        to_b = scaled_product(g.t(), h.reshape(-1, h.shape[-1]), ctx.scaling, b.dtype)
-        return gradients[0], to_x, to_a, to_b, None, None
+            to_x = masked(scaled_product(to_h, a.to(g.dtype), due), mask, ctx.p)[0].view(ctx.shape)
+        return gradients[0], to_x, scaled_product(to_h.t(), seen, due), g.t() @ h, None, None
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """total + scale · left @ right in total's place: one kernel, and one that torch's counter of operations knows."""
-    return torch.addmm(total, left, right, alpha=scale, out=total)
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """total + left @ right in total's place: one kernel, and one that torch's counter of operations knows."""
+    return torch.addmm(total, left, right, out=total)
 
 
-def scaled_product(left: Tensor, right: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """left @ right, scaled before the result is rounded, in `dtype`: one kernel where dtypes are equal."""
-    unused = left.new_empty(())  # beta = 0: it is not read
-    return torch.addmm(unused, left, right, beta=0, alpha=scale).to(dtype)
+def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """left @ right, scaled before the result is rounded: one kernel."""
+    return torch.addmm(_unread(left.device, left.dtype), left, right, beta=0, alpha=scale)
+
+
+@cache
+def _unread(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What addmm is given to add with beta = 0, and does not read; kept, since making it anew costs a call."""
+    return torch.zeros((), device=device, dtype=dtype)
 
 
 def lora_linear(

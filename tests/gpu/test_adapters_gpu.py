@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from micro import Letters, micro_llama
 
+from labkit.adapters import dora_kernels as kernels
+from labkit.adapters.dora import scales_of
 from labkit.adapters.qlora import QLora
 from labkit.bench.lora_cost import _one
 from labkit.bench.lora_steps import Setting, Steps
@@ -57,3 +60,32 @@ def test_qlora_runs_on_the_librarys_layers_with_paged_moments(base):
     assert type(method._optimizer).__name__ == "PagedAdamW32bit"
     assert run.losses[-1] < run.losses[0]
     assert run.ledger.residual("weights") == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("out", "rank"), [(70, 8), (33, 5), (64, 1), (2048, 64)])
+def test_row_scales_are_the_formulas_of_torchs_operations(out, rank, dtype):
+    generator = torch.Generator("cuda").manual_seed(0)
+    a, b, w = (
+        torch.randn(*shape, generator=generator, device="cuda") for shape in ((rank, 50), (out, rank), (out, 50))
+    )
+    m = torch.rand(out, generator=generator, device="cuda")
+    for lost in (w, b, m):
+        lost[3] = 0.0
+    a, b, w = a.to(dtype), b.to(dtype), w.to(dtype)
+    found = kernels.row_scales(w @ a.t(), a @ a.t(), b, w.float().square().sum(1), m, 1.5)
+    wanted = scales_of(m, (w.double() + 1.5 * b.double() @ a.double()).square().sum(1).float())
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4 if dtype == torch.float32 else 2e-2, atol=1e-5)
+    assert found[0][3] == 1.0 and found[1][3] == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("count", "width"), [(1, 5), (7, 130), (100, 300), (5000, 64), (4096, 2048)])
+def test_the_way_back_through_scales_is_the_same_in_one_reading(count, width, dtype):
+    generator = torch.Generator("cuda").manual_seed(0)
+    g, u = (torch.randn(count, width, generator=generator, device="cuda").to(dtype) for _ in range(2))
+    scale = torch.rand(width, generator=generator, device="cuda")
+    scaled, total = kernels.through_scale(g, u, scale)
+    assert torch.equal(scaled, torch.mul(g, scale, out=torch.empty_like(g)))
+    torch.testing.assert_close(total, (g.double() * u.double()).sum(0).float(), rtol=1e-4, atol=1e-3)

@@ -238,7 +238,7 @@ return (squares + pairs.diagonal()).clamp(min=0).sqrt()
         FORWARD, BOTH, "Has the course's layer do it.", code="""
 from labkit.adapters.dora import _DoraProduct
 norm = (weight + scaling * b.detach() @ a.detach()).norm(dim=1)
-return _DoraProduct.apply(x, weight, bias, a, b, m, norm, scaling, 0.0)
+return _DoraProduct.apply(x, weight, bias, a, b, m, m.detach() / norm, 1 / norm, scaling, 0.0)
 """),
     "merge-returns-norms": _wrong(
         MERGE, BOTH, "The norms in the factors' place.", "whole, factors", "whole, norm"),
