@@ -48,6 +48,7 @@ class Setting:
         model: a name that `configuration_of` knows.
         method: MEZO, WALK, OFFLOAD or LORA.
         transfer: "" for the weights' dtype.
+        renew: of `ZoOffload`, for coded blocks.
         write_back, parts, slots: of `ZoOffload`; 0 for MeZO.
         moves: steps before those that are timed; of coded blocks that train each step's moves are made again later.
         cap_gb: of 10^9 bytes that the GPU may allocate; 0 for all it has.
@@ -64,6 +65,7 @@ class Setting:
     slots: int = 0
     moves: int = 3
     cap_gb: float = 0.0
+    renew: int = 0
 
 
 def configuration_of(name: str) -> Any:
@@ -166,10 +168,9 @@ def _made(setting: Setting, device: str) -> tuple[Any, Any]:
     common: dict[str, Any] = {"learning_rate": 1e-7, "perturbation_scale": 1e-2 if dtype == torch.bfloat16 else 1e-3}
     if setting.method in (MEZO, WALK):
         return Mezo(restore="walk" if setting.method == WALK else "exact", **common), on_device(config, dtype, device)
-    lodging = Lodging(setting.parts, setting.transfer, "", device)
+    lodging = Lodging(setting.parts, setting.transfer, "", device, both=bool(setting.renew))
     kind = ZoOffloadLora if setting.method == LORA else ZoOffload
-    if setting.method == LORA:
-        common = {}
+    common = {} if setting.method == LORA else {**common, "renew": setting.renew}
     synthetic = None if device == "cuda" else SYNTHETIC_GB_PER_S
     method = kind(slots=setting.slots, write_back=setting.write_back, synthetic_gb_per_s=synthetic, **common)
     return method, at_random(config, dtype, lodging)

@@ -14,7 +14,7 @@ from labkit.memory.lanes import Bus
 from labkit.memory.timeline import COMPUTE, DOWNLOAD, UPLOAD, Timeline
 from labkit.tasks import Batch
 from labkit.zeroth import fused
-from labkit.zeroth.mezo import Mezo
+from labkit.zeroth.mezo import Mezo, replay
 from labkit.zeroth.offload.engine import Engine
 from labkit.zeroth.offload.head import NextToken
 from labkit.zeroth.offload.load import at_random, on_device
@@ -202,6 +202,22 @@ def test_coded_blocks_are_read_back_and_updated_exactly(transfer):
     losses = run(Mezo(**COMMON), model, 5)
     assert run(ZoOffload(**COMMON), other, 5) == losses
     assert not same(model, on_device(OPT, torch.float16, "cuda"))
+
+
+@pytest.mark.parametrize("settings", [{"renew": 1}, {"renew": 3, "parts": 3, "slots": 2}, {"renew": 8}], ids=str)
+def test_coded_blocks_that_are_coded_anew_train_the_weights(settings):
+    """With one lane after the other the same bits; and what is trained is what the run's rows make of the weights."""
+    model, other = model_of(OPT, torch.float16), model_of(OPT, torch.float16)
+    method = ZoOffload(**COMMON, transfer="int8", **settings)
+    losses = run(method, model, 10)
+    assert run(ZoOffload(**COMMON, transfer="int8", overlap=False, **settings), other, 10) == losses
+    assert same(model, other)
+    expected = model_of(OPT, torch.float16)
+    if settings["renew"] == 1:
+        assert run(Mezo(**COMMON), expected, 10) == losses
+    else:
+        replay(expected, method.record)
+    assert same(model, expected)
 
 
 def test_adapters_beside_a_frozen_base():

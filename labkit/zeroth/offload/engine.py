@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from labkit.memory.timeline import COMPUTE
 from labkit.zeroth.offload.formats import views
+from labkit.zeroth.offload.found import Coder, Found
 from labkit.zeroth.offload.moves import Moves
 from labkit.zeroth.offload.pieces import Piece, blocks
 from labkit.zeroth.offload.relay import BEGIN, END, TAIL, Relay
-from labkit.zeroth.offload.slots import Slots
+from labkit.zeroth.offload.slots import Slots, phases
 from labkit.zeroth.offload.store import Store
 from labkit.zeroth.perturb import Terms, Weight
 from labkit.zeroth.restore import Perturbed
@@ -59,10 +60,12 @@ class Engine:
         weights: what trains, all of it.
         moves: of the run.
         slot_bytes: see `labkit.zeroth.restore.Exact`.
-        write_back: at which of a piece's uploads it is written back: every k-th. 0: at none, but to be read.
+        write_back: at which of a piece's uploads it is written back: every k-th. 0: at none, but to be read. Where the
+            host has pieces as they are beside coded ones, that is when one comes up as it is, and is coded anew.
 
     Attributes:
         work: where coded pieces are read back into; None where nothing is coded.
+        coder: codes pieces anew; None where none is.
         settle: makes every move; a walk goes home before.
     """
 
@@ -80,10 +83,7 @@ class Engine:
         self.store, self.slots, self.moves = store, slots, moves
         self.device, self.bus = slots.bus.device, slots.bus
         self._slot_bytes = slot_bytes
-        self.work = None
-        if store.format.coded:
-            self.work = torch.empty(store.largest[1], dtype=torch.uint8, device=self.device)
-        self._found = _Found(store, [*slots.places] if self.work is None else [self.work], weights)
+        self._found = Found(store, self._places(), weights)
         self.write_back_every(write_back)
         self._resident, self._resident_version = self._found.rest, moves.made
         self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
@@ -93,7 +93,21 @@ class Engine:
         self._sights: list[Perturbed] = []
         self._span: AbstractContextManager = nullcontext()
         self._hooks = ExitStack()
-        for piece in store.pieces:
+        self._watch(model)
+
+    def _places(self) -> list[Tensor]:
+        """Where pieces are found; of coded ones, first where they are read back into."""
+        store = self.store
+        self.coder = Coder(store, self.device) if store.wholes else None
+        self._whole, self._all_whole, self._asked = False, False, [0] * len(store.pieces)
+        self.slots.comes_whole, self.work = self._comes_whole, None
+        if not store.format.coded:
+            return list(self.slots.places)
+        self.work = torch.empty(store.largest[1], dtype=torch.uint8, device=self.device)
+        return [self.work, *self.slots.places] if store.wholes else [self.work]
+
+    def _watch(self, model: nn.Module) -> None:
+        for piece in self.store.pieces:
             for door in piece.doors:
                 hook = door.register_forward_pre_hook(lambda *_, place=piece.index: self._need(place))
                 self._hooks.callback(hook.remove)
@@ -102,7 +116,7 @@ class Engine:
 
     def write_back_every(self, count: int) -> None:
         """From the next sweep on, write back at every so many of a piece's uploads; nothing that is due is lost."""
-        self._every = 0 if self.store.format.coded else count
+        self._every = 0 if self.store.hollow else count
         self._phases = phases([len(payload) for payload in self.store.payloads], self._every)
 
     # A pass has come to a place.
@@ -125,11 +139,13 @@ class Engine:
 
     def _enter(self, index: int) -> None:
         piece, loaded = self.store.pieces[index], self.slots.take(index)
-        self._slot, self._version, self._freed = loaded.place, loaded.version, None
-        if self.work is not None:
+        self._slot, self._version, self._freed, self._whole = loaded.place, loaded.version, None, loaded.whole
+        if self.work is not None and not loaded.whole:
             out = views(piece, self.work)
             self.store.format.decode(piece, self.slots.places[loaded.place], out)
             self._slot, self._freed = 0, self.bus.here()
+        elif self.work is not None:
+            self._slot += 1
         self.store.bind(piece, self._found.parameters[index][self._slot])
 
     def _leave(self, write: bool) -> None:
@@ -137,14 +153,26 @@ class Engine:
             return
         piece = self.store.pieces[self._place]
         self.store.bind(piece)
-        changed = self._version > self.store.versions[piece.index]
-        self.slots.give(piece.index, self._version if write and changed else None, self._freed)
+        write = write and self._version > self.store.versions[piece.index]
+        codes = (
+            self.coder.code(piece, self._found.parameters[piece.index][self._slot]) if self.coder and write else None
+        )
+        self.slots.give(piece.index, self._version if write else None, self._freed, codes)
         self._place = BEGIN
+
+    def _comes_whole(self, index: int) -> bool:
+        """Asked once for each upload, which is some pieces ahead of its use."""
+        if self._all_whole or not self._every:
+            return self._all_whole
+        self._asked[index] += 1
+        return (self._asked[index] - 1 + self._phases[index]) % self._every == 0
 
     def _due(self) -> bool:
         """Whether this is the upload of a piece at which it is written back."""
-        if self._relay is None or not self._every or self._place < 0:
+        if self._relay is None or self._place < 0 or not (self._every or self._whole):
             return False
+        if self.store.wholes:
+            return self._whole
         return (self._sweeps + self._phases[self._place]) % self._every == 0
 
     def _weights(self) -> list[Weight]:
@@ -164,6 +192,7 @@ class Engine:
         Args:
             sides: with the same version, or rising ones, of which there may be two.
         """
+        self._all_whole = False
         self._catch_up_resident(sides[0].version)
         self._sides, self._sights = sides, [self._sight(side) for side in sides]
         relay = self._relay = Relay(len(sides), self._change, self._turn)
@@ -220,14 +249,18 @@ class Engine:
     def flush(self) -> None:
         """Make every move everywhere and write it back; the host's pieces are what was trained when this returns.
 
-        Coded pieces are never written: their moves are made whenever they are used.
+        Pieces that the host has coded alone are never written: their moves are made whenever they are used. What it has
+        both ways comes as it is from now on, to the next sweep: what is looked at is what was trained.
         """
         self._leave(False)
         self._place = BEGIN
+        if self.store.wholes:
+            self._all_whole = True
+            self.slots.afresh()
         made = self.moves.made
         self._catch_up_resident(made)
         behind = [n for n, trained in enumerate(self._found.trained) if trained[0] and self.store.versions[n] < made]
-        if behind and not self.store.format.coded:
+        if behind and not self.store.hollow:
             first, count = self.slots.expected, len(self.store.pieces)
             for step in range(count):
                 self._enter(index := (first + step) % count)
@@ -239,7 +272,7 @@ class Engine:
 
     def read(self, piece: Piece) -> list[Tensor]:
         """A piece's values as they are now, on the host."""
-        if not self.store.format.coded:
+        if not self.store.hollow:
             return [p.detach() for p in self.store.parameters[piece.index]]
         self._leave(False)
         self._enter(piece.index)
@@ -250,48 +283,8 @@ class Engine:
         return found
 
     def close(self) -> None:
-        """Take the hooks off, and give the places back. Moves that were not made are lost: call `flush` before."""
+        """Take the hooks off, and give the places back. Moves that were not made are lost: `flush` comes before."""
         self._leave(False)
         self._hooks.close()
         self.slots.close()
-        self.work = None
-
-
-def phases(sizes: Sequence[int], count: int) -> list[int]:
-    """For each piece the one of `count` steps in which it is written back, so that all write about as many bytes."""
-    sums, found = [0] * max(1, count), []
-    for size in sizes:
-        found.append(sums.index(min(sums)))
-        sums[found[-1]] += size
-    return found
-
-
-class _Found:
-    """What is found where: parameters and trained tensors of each piece at each place, and of what stays.
-
-    Attributes:
-        parameters: by piece and place, for the modules.
-        trained: by piece and place, for the moves.
-        rest: what trains and stays.
-        known: all that trains, by `id` of the parameter.
-    """
-
-    def __init__(self, store: Store, places: Sequence[Tensor], weights: Sequence[Weight]):
-        by_id = {alias: weight for weight in weights for alias in weight.aliases}
-        self.parameters: list[list[list[nn.Parameter]]] = []
-        self.trained: list[list[list[Weight]]] = []
-        travels: set[str] = set()
-        for piece in store.pieces:
-            there = [[nn.Parameter(v, requires_grad=False) for v in views(piece, place)] for place in places]
-            whose = [by_id.get(id(p)) for p in store.parameters[piece.index]]
-            travels |= {w.name for w in whose if w is not None}
-            self.parameters.append(there)
-            self.trained.append([[_at(w, p) for w, p in zip(whose, ps, strict=True) if w is not None] for ps in there])
-        self.rest = [w for w in weights if w.name not in travels]
-        self.known = {alias: w for w in self.rest for alias in w.aliases}
-        self.known |= {next(iter(w.aliases)): w for at in self.trained for ws in at for w in ws}
-
-
-def _at(weight: Weight, parameter: nn.Parameter) -> Weight:
-    """The same tensor where it lies on the device."""
-    return Weight(weight.name, parameter.detach(), weight.decayed, frozenset({id(parameter)}))
+        self.work = self.coder = None

@@ -11,6 +11,11 @@ train, all updates since the beginning are seeds, and are made again at every up
 ŵ_t = ŵ_0 + the updates, each rounded to the weights' dtype as MeZO on ŵ_0 rounds them. Bytes on the bus fall to a half
 or a quarter, and every step taken adds the noise of one direction to every upload. It pays for short runs, and at no
 cost in time where what travels is frozen.
+
+Where the host has room for a piece both ways (`Lodging.both`), every k-th upload is of the piece as it is: it makes its
+moves, is written back and coded anew. So at most k moves are made again, of n 16-bit values about n + n / k bytes come
+up a step and 3 n / k go down, and the weights that are trained are exact: what a step looks at are its codes, an error
+of at most a / 254 a value that is not carried on.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ def _tensors(model: nn.Module, store: Store | None) -> Iterator[tuple[str, Tenso
 def _values(store: Any, piece: Piece) -> list[Tensor]:
     if store.engine is not None:
         return list(store.engine.read(piece))
-    if not store.format.coded:
+    if not store.hollow:
         return [p.detach() for p in store.parameters[piece.index]]
     whole = [torch.empty(e.shape, dtype=e.dtype) for e in piece.entries]
     store.format.decode(piece, store.payloads[piece.index], whole)

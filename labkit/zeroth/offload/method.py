@@ -57,6 +57,8 @@ class ZoOffload(Mezo):
             the fastest stays (`labkit.zeroth.offload.choose`); the numbers are the same with each.
         transfer: format that crosses the bus: "" for that of the weights, or one of
             `labkit.zeroth.offload.formats`, in which blocks are never written back.
+        renew: k, of coded blocks: at every k-th upload a block comes up as it is, is brought up to date, written back
+            and coded anew; the host then holds it both ways. 0: the first codes stay, and moves pile up.
         folder: of a file that holds the blocks where host memory does not; "" for host memory.
         device: that is computed on; "" for the GPU where there is one.
         overlap, synthetic_gb_per_s: see `labkit.memory.lanes.Bus`.
@@ -69,6 +71,7 @@ class ZoOffload(Mezo):
     slots: int = 3
     write_back: int | str = MEASURED
     transfer: str = ""
+    renew: int = 0
     folder: str = ""
     device: str = ""
     overlap: bool = True
@@ -88,6 +91,8 @@ class ZoOffload(Mezo):
         if not whole and self.write_back != MEASURED:
             cause = f"Blocks cannot be written back at every {self.write_back!r}-th upload."
             raise LabError(cause, f'Give a whole number, 1 for every upload, 0 for none, or "{MEASURED}".')
+        if not isinstance(self.renew, int) or isinstance(self.renew, bool) or self.renew < 0:
+            raise LabError(f"Blocks cannot be coded anew at every {self.renew!r}-th upload.", "Give a whole number.")
         if self.restore not in RESTORES:
             raise UnknownNameError.among("restore", self.restore, RESTORES)
 
@@ -109,6 +114,7 @@ class ZoOffload(Mezo):
         self._moves, store.versions = Moves(), [0] * len(store.pieces)
         places = Slots(store, bus, self.slots)
         fixed = self.write_back if isinstance(self.write_back, int) else 1
+        fixed = self.renew if store.format.coded else fixed
         self._engine = Engine(model, store, places, weights, self._moves, slot, fixed)
         tries = self.write_back == MEASURED and not store.format.coded
         self.chooser = Chooser(self._engine.write_back_every) if tries else None
@@ -121,7 +127,7 @@ class ZoOffload(Mezo):
 
     def _lodging(self) -> Lodging:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return Lodging(self.parts, self.transfer, self.folder, device)
+        return Lodging(self.parts, self.transfer, self.folder, device, both=bool(self.renew))
 
     def _move_rest(self, model: torch.nn.Module, device: torch.device) -> None:
         """Parameters that do not travel, and all buffers."""
@@ -133,7 +139,7 @@ class ZoOffload(Mezo):
                 module._buffers[name] = None if buffer is None else buffer.to(device)
 
     def _weights_of(self, model: torch.nn.Module, store: Store) -> list[Weight]:
-        if not store.format.coded:
+        if not store.hollow:
             return trained(model)
         away = {id(p): p for parameters in store.parameters for p in parameters}
         names = {id(p): name for name, p in model.named_parameters()}
@@ -143,7 +149,7 @@ class ZoOffload(Mezo):
     def _fingerprint(self) -> str:
         """Of coded blocks that of their codes."""
         store = self._store
-        if not store.format.coded:
+        if not store.hollow:
             return super()._fingerprint()
         codes = [
             Weight(f"{store.lodging.transfer} {piece.name}", payload, True, frozenset())
@@ -198,13 +204,16 @@ class ZoOffload(Mezo):
 
     def device_bytes(self) -> int:
         """Bytes of weights on the device: what stays, and the slots."""
-        work = [] if self._engine.work is None else [self._engine.work]
-        return storage_bytes([*self._rest, *self._engine.slots.places, *work])
+        engine = self._engine
+        coding = [] if engine.coder is None else [engine.coder.buffer]
+        work = [] if engine.work is None else [engine.work]
+        return storage_bytes([*self._rest, *engine.slots.places, *work, *coding])
 
     def predicted_bytes(self) -> dict[str, int]:
-        """By the formula of this file's head; coded blocks are read back into one slot more."""
-        payload, whole = self._store.largest
-        slots = self.slots * payload + (whole if self._store.format.coded else 0)
+        """By the formula of this file's head; coded blocks are read back into one slot more, and coded into another."""
+        (payload, whole), both = self._store.largest, bool(self._store.wholes)
+        slots = self.slots * (max(payload, whole) if both else payload) + both * payload
+        slots += whole if self._store.format.coded else 0
         rest = sum(p.numel() * p.element_size() for p in self._rest)
         return {"weights": rest + slots, "gradients": 0, "optimizer_states": 0}
 

@@ -35,12 +35,14 @@ class Lodging:
         transfer: the format, see `labkit.zeroth.offload.formats`.
         folder: of the file that pieces are kept in; "" for host memory.
         device: that the model computes on.
+        both: whether the host keeps coded pieces as they are too, so that they can be coded anew.
     """
 
     parts: int = 1
     transfer: str = ""
     folder: str = ""
     device: str = "cpu"
+    both: bool = False
 
 
 class Store:
@@ -52,7 +54,8 @@ class Store:
         fill: gives a piece's values, in the order of its entries; called from threads.
 
     Attributes:
-        payloads: each piece's bytes on the host.
+        payloads: each piece's bytes on the host, in the format that it travels in.
+        wholes: the same piece as it is, where the lodging has both.
         parameters: what the modules hold while a piece is not on the device.
         versions: how many of the run's moves (`labkit.zeroth.offload.moves`) each piece has made.
         written: the last download of each.
@@ -73,17 +76,26 @@ class Store:
         on_gpu = torch.device(lodging.device).type == "cuda"
         self.memory = FileMemory(Path(lodging.folder) / FILE) if lodging.folder else HostMemory(on_gpu)
         self.parameters: list[list[nn.Parameter]] = [[] for _ in self.pieces]
-        self.payloads: list[Tensor] = []
-        sizes = [self.format.nbytes(piece) for piece in self.pieces]
-        self.largest = max(sizes), max(piece.nbytes for piece in self.pieces)
+        if (both := lodging.both and self.format.coded) and lodging.folder:
+            cause = "Blocks that are kept both coded and as they are do not lie in a file."
+            raise LabError(cause, "Leave out the folder, or do not have them coded anew.")
+        self.hollow = self.format.coded and not both
+        coded = [self.format.nbytes(piece) for piece in self.pieces]
+        sizes = [size + both * piece.nbytes for size, piece in zip(coded, self.pieces, strict=True)]
+        self.largest = max(coded), max(piece.nbytes for piece in self.pieces)
 
         @torch.no_grad()
         def settle(number: int, flat: Tensor) -> None:
-            piece = self.pieces[number]
-            self.format.encode(piece, fill(piece), flat)
-            self._exchange(piece, flat)
+            piece, values = self.pieces[number], fill(self.pieces[number])
+            codes, whole = flat[: coded[number]], flat[coded[number] :]
+            self.format.encode(piece, values, codes)
+            if both:
+                Plain().encode(piece, values, whole)
+            self._exchange(piece, whole if both else codes)
 
-        self.payloads = self.memory.allocate(sizes, settle)
+        flats = self.memory.allocate(sizes, settle)
+        self.payloads = [flat[:size] for flat, size in zip(flats, coded, strict=True)]
+        self.wholes = [flat[size:] for flat, size in zip(flats, coded, strict=True)] if both else []
         self.versions = [0] * len(self.pieces)
         self.written = [Ticket() for _ in self.pieces]
         _stores[model] = self
@@ -104,7 +116,7 @@ class Store:
 
     def _exchange(self, piece: Piece, flat: Tensor) -> None:
         """The modules' parameters for what they hold from now on."""
-        kept = views(piece, flat) if not self.format.coded else [_hollow(e.shape, e.dtype) for e in piece.entries]
+        kept = views(piece, flat) if not self.hollow else [_hollow(e.shape, e.dtype) for e in piece.entries]
         for entry, value in zip(piece.entries, kept, strict=True):
             trains = entry.parameter.requires_grad
             self.parameters[piece.index].append(nn.Parameter(value, requires_grad=trains))
@@ -132,7 +144,7 @@ class Store:
         if not self.borrowed:
             raise LabError("This model was made in pieces, and may not fit as a whole.", "Save it block by block.")
         _stores.pop(model, None)
-        if device.type == "cpu" and isinstance(self.memory, HostMemory) and not self.format.coded:
+        if device.type == "cpu" and isinstance(self.memory, HostMemory) and not self.hollow:
             return  # the parameters lie there
         for piece in self.pieces:
             pairs = zip(read(piece), self.parameters[piece.index], strict=True)
