@@ -64,7 +64,7 @@ def losses_by_hand(build, dtype, transfer: str, parts: int, renew: int, rows: li
         ("opt", torch.float32, "nf4", {"renew": 4, "slots": 1}),
         ("opt", torch.float32, "int8", {"renew": 50, "slots": 4, "bus": LateBus()}),
     ],
-    ids=str,
+    ids=["float32", "in thirds", "four bits", "hardly ever"],
 )
 def test_a_step_looks_at_codes_and_trains_the_weights(name, dtype, transfer, settings):
     method, model = offloaded(**COMMON, transfer=transfer, **settings), MODELS[name]().to(dtype)
