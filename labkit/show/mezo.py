@@ -113,7 +113,8 @@ def memory_figure() -> Figure:
     places = range(len(SIZES))
     for method, found in PUBLISHED.items():
         known = [(place, gb) for place, (_, gb) in enumerate(found) if gb is not None]
-        ax.plot(*zip(*known, strict=True), MARKS[method], color=PALETTE[COLOURS[method]], label=f"{method}, published (as GiB)")
+        style: dict[str, Any] = {"color": PALETTE[COLOURS[method]], "label": f"{method}, published (as GiB)"}
+        ax.plot(*zip(*known, strict=True), MARKS[method], **style)
     for method in METHODS:
         ours = [needed(model, method) / GIB for model in SIZES]
         ax.plot(places, ours, "-", lw=1.2, color=PALETTE[COLOURS[method]], label=f"{method}, ledger")

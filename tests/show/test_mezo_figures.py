@@ -67,7 +67,7 @@ def test_bars_that_do_not_fit_are_pale_and_the_largest_that_fits_is_named():
 
 
 def test_recorded_needs_stand_beside_the_published():
-    """On a card of the same kind of model a process holds what was published, rounded up; MeZO's peak is inference's."""
+    """What a process holds on the card is what was published, rounded up; MeZO's peak is inference's."""
     rows = {(row["model"], row["method"]): row for row in figures.recorded_rows(read("mezo-memory").rows)}
     for row in rows.values():
         assert row["peak"] is None or row["ledger"] is None or row["ledger"] <= row["peak"] <= row["on the card"]
