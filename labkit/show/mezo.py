@@ -1,7 +1,8 @@
-"""Figures of lesson 15: learning by steps and by seconds, the walk's drift, published needs beside the ledger's.
+"""Figures of lesson 15: learning by steps and by seconds, needs as published, as recorded and by the ledger.
 
 The published figures are tables 22 and 23 of Malladi et al. 2023 (arXiv:2305.17333) as lecture 000 shows them: OPT on
-A100s of 80 GB. The lecture gives no batch size for the memory; our predictions are for one sequence of 400 tokens.
+A100s of 80 GB. The lecture gives no batch size for the memory; our predictions are for one sequence of 400 tokens. It
+writes GB, which we read as 2^30 bytes: 58 GB of 10^9 bytes would be less than OPT-30B's weights in 16 bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from labkit.show.style import PALETTE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GB = 10**9
+GB, GIB = 10**9, 2**30
 TOKENS = 400
 SIZES = ("opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b")
 MEZO, LORA, FULL = "MeZO, inference", "LoRA", "full"
@@ -68,33 +69,59 @@ def needed(model: str, method: str, batch: int = 1) -> int:
 
 
 def memory_rows() -> list[dict[str, Any]]:
-    """Published GB and the ledger's prediction for each size, of MeZO and of full fine-tuning."""
+    """Published GiB and the ledger's prediction for each size, of MeZO and of full fine-tuning."""
     rows = []
     for place, model in enumerate(SIZES):
         row: dict[str, Any] = {"model": model}
         for method in (MEZO, FULL):
-            gb, ours = PUBLISHED[method][place][1], needed(model, method) / GB
+            gb, ours = PUBLISHED[method][place][1], needed(model, method) / GIB
             row |= {f"{method}: published": gb, "ledger" if method == MEZO else "ledger, full": round(ours, 1)}
         rows.append(row)
     return rows
 
 
+def recorded_rows(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of the rows of table `mezo-memory`: GiB by formula, at the peak and on the card, beside the published.
+
+    `times inference` is the peak of a step of MeZO over that of a forward pass on the same batch.
+    """
+    rows = []
+    for row in found:
+        shown = {"zero-shot": MEZO, "mezo": MEZO, "mezo walk": MEZO, "in-context": "in context"}
+        method = shown.get(row["method"], row["method"])
+        sizes = (row[name] for name in ("predicted_mib", "peak_allocated_mib", "driver_mib"))
+        predicted, peak, card = (None if mib is None else round(mib / 1024, 1) for mib in sizes)
+        rows.append(
+            {
+                "model": row["model"],
+                "method": row["method"],
+                "ledger": predicted,
+                "peak": peak,
+                "on the card": card,
+                "published": PUBLISHED[method][SIZES.index(row["model"])][1],
+                "times inference": row["over_inference"],
+            }
+        )
+    return rows
+
+
 def memory_figure() -> Figure:
-    """GB by size: marks are published, lines the ledger's, dotted what one and eight GPUs of 80 GB hold."""
+    """GiB by size: marks are published, lines the ledger's, dotted what one and eight GPUs of 80 GB hold."""
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7.2, 4.4))
     places = range(len(SIZES))
     for method, found in PUBLISHED.items():
         known = [(place, gb) for place, (_, gb) in enumerate(found) if gb is not None]
-        ax.plot(*zip(*known, strict=True), MARKS[method], color=PALETTE[COLOURS[method]], label=f"{method}, published")
+        style: dict[str, Any] = {"color": PALETTE[COLOURS[method]], "label": f"{method}, published (as GiB)"}
+        ax.plot(*zip(*known, strict=True), MARKS[method], **style)
     for method in METHODS:
-        ours = [needed(model, method) / GB for model in SIZES]
+        ours = [needed(model, method) / GIB for model in SIZES]
         ax.plot(places, ours, "-", lw=1.2, color=PALETTE[COLOURS[method]], label=f"{method}, ledger")
     for count in (1, 8):
         ax.axhline(80 * count, ls=":", lw=1, color=PALETTE["grey"])
         ax.text(0, 82 * count, f"{count} × 80 GB", fontsize="small", va="bottom", color=PALETTE["grey"])
-    ax.set(xticks=places, xticklabels=SIZES, ylabel="memory (GB)", yscale="log")
+    ax.set(xticks=places, xticklabels=SIZES, ylabel="memory (GiB)", yscale="log")
     ax.set_title(memory_finding())
     ax.legend(fontsize="small", ncols=2, loc="upper left", bbox_to_anchor=(0, -0.12))
     return fig
@@ -117,10 +144,10 @@ def memory_words() -> str:
     """Every figure."""
     told = []
     for method, found in PUBLISHED.items():
-        said = [f"{m} {gb} GB" if gb else f"{m} {n} GPUs" for m, (n, gb) in zip(SIZES, found, strict=True)]
+        said = [f"{m} {gb} GiB" if gb else f"{m} {n} GPUs" for m, (n, gb) in zip(SIZES, found, strict=True)]
         told.append(f"{method}: {', '.join(said)}")
-    ours = [f"{m}: " + ", ".join(f"{s} {needed(s, m) / GB:.0f}" for s in SIZES) for m in METHODS]
-    return f"{memory_finding()}. Published: {'; '.join(told)}. By the ledger in GB: {'; '.join(ours)}."
+    ours = [f"{m}: " + ", ".join(f"{s} {needed(s, m) / GIB:.0f}" for s in SIZES) for m in METHODS]
+    return f"{memory_finding()}. Published: {'; '.join(told)}. By the ledger in GiB: {'; '.join(ours)}."
 
 
 def largest(size: int, method: str, batch: int = 1) -> str | None:
@@ -161,15 +188,15 @@ def fit_words(gpu: str, size: int, batch: int = 1) -> str:
 
 
 def time_rows() -> list[dict[str, Any]]:
-    """Seconds a step with GPUs in brackets, and GPU-seconds for an example of full fine-tuning over MeZO's."""
+    """Seconds a step with GPUs in brackets, and at batch 8 GPU-seconds of full fine-tuning over MeZO's."""
     rows = []
     for place, model in enumerate(TIMED):
         row: dict[str, Any] = {"model": model}
         for name, found in SECONDS.items():
             seconds, gpus = found[place]
             row[name] = f"{seconds:.3f} ({gpus})"
-        (mezo, few), (full, many) = SECONDS["MeZO, batch 16"][place], SECONDS["full, batch 8"][place]
-        row["full / MeZO, GPU-seconds a step"] = round(full * many / (mezo * few), 1)
+        (mezo, few), (full, many) = SECONDS["MeZO, batch 8"][place], SECONDS["full, batch 8"][place]
+        row["full / MeZO, GPU-seconds a step of batch 8"] = round(full * many / (mezo * few), 1)
         rows.append(row)
     return rows
 

@@ -105,6 +105,14 @@ MUTANTS = {
         STEP, BOTH, "The error is swallowed.", "        raise\n", "        return 0.0\n"),
     "step-not-finite": _wrong(
         STEP, HIDDEN, "One NaN, and every weight is NaN.", "g if math.isfinite(g) else 0.0", "g"),
+    "step-g-not-rounded": _wrong(
+        STEP, BOTH, "g has more digits than a row keeps.",
+        "torch.tensor((plus - float(loss())) / (2 * eps), dtype=torch.float32).item()",
+        "(plus - float(loss())) / (2 * eps)"),
+    "step-g-rounded-when-returned": _wrong(
+        STEP, BOTH, "The update has a g of more digits than the one that is stored.",
+        "torch.tensor((plus - float(loss())) / (2 * eps), dtype=torch.float32).item()",
+        "(plus - float(loss())) / (2 * eps)", "return g", "return torch.tensor(g, dtype=torch.float32).item()"),
     "step-returns-a-tensor": _wrong(
         STEP, BOTH, "A tensor is returned.", "return g", "return torch.tensor(g)"),
     "read-no-checksum": _wrong(
@@ -128,6 +136,9 @@ MUTANTS = {
     "read-aligned": _wrong(
         READ, BOTH, "The machine's own alignment, which leaves a gap before the seed.", '"<IQfffII"', '"IQfffI"',
         "rate, _, _, check", "rate, _, check"),
+    "read-free-bytes-checked": _wrong(
+        READ, HIDDEN, "A row with something in the free bytes is refused.",
+        "rate, _, _, check", "rate, _, free, check", "step != len(rows) // n", "step != len(rows) // n or free"),
     "read-signed-seed": _wrong(
         READ, BOTH, "Half of all seeds are negative.", '"<IQfffII"', '"<IqfffII"'),
     "read-the-loss": _wrong(
@@ -149,6 +160,9 @@ MUTANTS = {
         REPLAY, BOTH, "The last step first: other roundings.", code=whole15.BACKWARDS),
     "replay-from-the-start": _wrong(
         REPLAY, BOTH, "Steps that are done are made again.", "step >= done and ", ""),
+    "replay-rows-for-steps": _wrong(
+        REPLAY, BOTH, "As many rows are left out as steps are done.", "step >= done and ", "",
+        "in rows:", "in rows[done:]:"),
     "replay-done-is-a-step-too-many": _wrong(
         REPLAY, BOTH, "The first step that is due is left out.", "step >= done", "step > done"),
     "replay-uphill": _wrong(

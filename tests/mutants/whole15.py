@@ -65,7 +65,7 @@ with torch.no_grad():
         minus = loss()
     finally:
         go(eps)
-g = (float(plus) - float(minus)) / eps / 2
+g = struct.unpack("f", struct.pack("f", (float(plus) - float(minus)) / eps / 2))[0]
 if math.isnan(g) or math.isinf(g):
     return 0.0
 go(-rate * g)
@@ -86,7 +86,7 @@ with torch.no_grad():
         move(eps)
         plus = float(loss())
         move(-eps)
-        g = (plus - float(loss())) / (2 * eps)
+        g = torch.tensor((plus - float(loss())) / (2 * eps), dtype=torch.float32).item()
     except BaseException:
         move(0.0)
         raise
