@@ -37,7 +37,10 @@ def patched():
 
 @pytest.fixture(scope="module")
 def rows(patched):
-    return list(bench.rows(SCALE))
+    before = set(threading.enumerate())
+    found = list(bench.rows(SCALE))
+    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("labkit")]
+    return found
 
 
 def case_of(**options):
@@ -58,7 +61,6 @@ def test_there_is_a_row_for_each_setting(rows):
     plain = {*names, "model", "dtype", "bound", "note"}
     assert set(rows[0]) == plain | set(bench.UNITS)
     assert all(entry["source"] and entry["result"] for entry in bench.PUBLISHED) and "offload" in record.names()
-    assert not [t for t in threading.enumerate() if t.name.startswith("labkit")]
 
 
 def test_what_needs_a_gpu_is_null_with_a_note_and_nothing_else_is(rows):

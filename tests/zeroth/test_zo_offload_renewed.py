@@ -128,6 +128,7 @@ def test_a_model_made_in_pieces_is_saved_as_trained(tmp_path):
     method = offloaded(**COMMON, renew=3)
     steps(method, other, 4)
     method.save(tmp_path / "saved")
+    method.close()
     expected: nn.Module = at_random(config, torch.float32, Lodging(), seed=1)
     replay(expected, method.record)
     assert same(expected, from_checkpoint(tmp_path / "saved", torch.float32, Lodging()))
