@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from labkit.bench.zo_offload import PUBLISHED
 from labkit.errors import LabError
 from labkit.ledger.gpus import memory, usable
-from labkit.memory.timeline import COMPUTE, Span
+from labkit.memory.timeline import COMPUTE, COPIES, WAIT, Span, union, without
+from labkit.show.compute_for_memory import overlap_figure
 from labkit.show.style import PALETTE
 from labkit.zeroth.offload.roofline import Machine
 
@@ -25,6 +26,7 @@ GB = 10**9
 SIZES = tuple(dict.fromkeys(row["model"] for row in PUBLISHED))
 MEZO, OFFLOAD = "mezo", "zo-offload"
 NAMES = {MEZO: "MeZO", OFFLOAD: "ZO-Offload"}
+ENDS = {"embedding": "E", "head": "H"}
 COLOURS = {MEZO: "red", OFFLOAD: "blue"}
 Row = Mapping[str, Any]
 
@@ -151,6 +153,44 @@ def by_block(spans: Sequence[Span]) -> list[Span]:
     return found
 
 
+def streams_figure(runs: Mapping[str, Sequence[Span]]) -> Figure:
+    """The lanes of lesson 05 with a name on every bar that has room: blocks by number, E for embedding, H for head.
+
+    Args:
+        runs: spans of `by_block` by the run's name, one panel each.
+    """
+    fig = overlap_figure(runs)
+    for axis, spans in zip(fig.axes, runs.values(), strict=True):
+        for text in list(axis.texts):
+            text.remove()
+        lanes, whole = [label.get_text() for label in axis.get_yticklabels()], axis.get_xlim()[1]
+        zero = min(span.start_ms for span in spans)
+        for span in spans:
+            if span.lane != WAIT and span.end_ms - span.start_ms >= 0.012 * whole:
+                name, middle = ENDS.get(span.name, span.name), (span.start_ms + span.end_ms) / 2 - zero
+                style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "fontsize": "x-small"}
+                axis.text(middle, lanes.index(span.lane), name, clip_on=True, **style)
+    return fig
+
+
+def lane_rows(runs: Mapping[tuple[bool, int], Sequence[Span]]) -> list[dict[str, Any]]:
+    """For each run, by overlap and k: its milliseconds, and how long each lane was at work.
+
+    Spans of a lane that overlap are counted once, and compute without its waits.
+    """
+    found = []
+    for (overlap, k), spans in runs.items():
+        waits = union((s.start_ms, s.end_ms) for s in spans if s.lane == WAIT)
+        row: dict[str, Any] = {"overlap": "on" if overlap else "off", "k": k}
+        row["step"] = round(max(s.end_ms for s in spans) - min(s.start_ms for s in spans))
+        for lane in (COMPUTE, *COPIES):
+            busy = union((s.start_ms, s.end_ms) for s in spans if s.lane == lane)
+            busy = without(busy, waits) if lane == COMPUTE else busy
+            row[lane] = round(sum(end - start for start, end in busy))
+        found.append(row)
+    return found
+
+
 @dataclass(frozen=True)
 class Measured:
     """A step of so many tokens, in milliseconds: all on the device, overlapped, and in order."""
@@ -163,6 +203,8 @@ class Measured:
 
 def fitted(points: Mapping[int, float], up: float, both: float) -> Machine:
     """A machine from MeZO's steps: 2 T f + 3 z of tokens T, by least squares; z is 0 where the fit finds less.
+
+    What a step of no tokens would take is all counted as noise, the host's own time among it.
 
     Args:
         points: milliseconds by tokens.

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.show.compute_for_memory import Spans, overlap_figure, overlap_words
+from labkit.show.compute_for_memory import Spans, overlap_words
 from labkit.show.display import figure_html
 from labkit.show.explorer import Explorer
+from labkit.show.zo_offload import streams_figure
 
 
 class StreamExplorer(Explorer):
@@ -40,8 +41,8 @@ class StreamExplorer(Explorer):
         spans = self.runs[chosen["overlap"], chosen["write_back"]]
         name = f"{'on' if chosen['overlap'] else 'off'}, k = {chosen['write_back']}"
         words = overlap_words({name: spans})
-        return figure_html(overlap_figure({name: spans}), words), words
+        return figure_html(streams_figure({name: spans}), words), words
 
 
 def _every(k: int) -> str:
-    return "every upload" if k == 1 else f"every {k}th upload" if k else "no upload"
+    return "at each upload" if k == 1 else f"at one upload in {k}" if k else "never"

@@ -60,7 +60,7 @@ MUTANTS = {
     "sweep-always-written": _wrong(
         SWEEP, BOTH, "Every block is written back each time.", "if due(i) and", "if"),
     "sweep-written-in-vain": _wrong(
-        SWEEP, HIDDEN, "What has not changed is written back.", " and versions[i] < len(updates)", ""),
+        SWEEP, BOTH, "What has not changed is written back.", " and versions[i] < len(updates)", ""),
     "sweep-version-without-writing": _wrong(
         SWEEP, BOTH, "The version is of the copy on the GPU, which is thrown away.",
         "        versions[i] = len(updates)", "    versions[i] = len(updates)"),
@@ -106,7 +106,7 @@ MUTANTS = {
     "waits-slot-on-its-way-down": _wrong(
         WAITS, BOTH, "An upload overwrites a block that is on its way down.", "(old, v - n)", "(v - n,)"),
     "waits-stale-host": _wrong(
-        WAITS, HIDDEN, "An upload reads a host's copy that is being written.", "(old, v - n)", "(old,)"),
+        WAITS, BOTH, "An upload reads a host's copy that is being written.", "(old, v - n)", "(old,)"),
     "waits-no-upload": _wrong(
         WAITS, BOTH, "Blocks compute before they are there.", '[("U", v)]', "[]"),
     "waits-download-at-once": _wrong(
@@ -154,6 +154,9 @@ MUTANTS = {
     "best-replay-at-worst": _wrong(
         BEST, BOTH, "Every upload makes k updates.", "(k + 1) / 2", "k"),
     "best-largest-of-equal": _wrong(
-        BEST, BOTH, "Of equally short steps that of the largest k.", "(step_ms(k), k)", "(step_ms(k), -k)"),
+        BEST, BOTH, "Of equally short steps that of the largest k.", "best = min(k", "best = max(k"),
+    "best-floats-compared": _wrong(
+        BEST, VISIBLE, "Rounding decides between equally short steps.", "step_ms(k) - shortest < 1e-6",
+        "step_ms(k) == shortest"),
 }
 # fmt: on

@@ -9,7 +9,7 @@ from inside import assert_titles_and_names_inside
 from labkit import published
 from labkit.errors import LabError, UnknownNameError
 from labkit.ledger.gpus import memory, usable
-from labkit.memory.timeline import COMPUTE, DOWNLOAD, UPLOAD, Span
+from labkit.memory.timeline import COMPUTE, DOWNLOAD, UPLOAD, WAIT, Span
 from labkit.show import zo_offload as figures
 from labkit.show import zo_offload_table as recorded
 from labkit.show.zo_offload_widgets import StreamExplorer
@@ -145,6 +145,25 @@ def test_both_passes_over_a_block_are_one_bar():
         ("0", 0, 4), ("1", 4, 9), ("head", 9, 10),
     ]  # fmt: skip
     assert [s.name for s in found if s.lane in (UPLOAD, DOWNLOAD)] == ["1", "0"]
+
+
+def test_every_bar_has_its_name():
+    by_block = figures.by_block(SPANS)
+    fig = figures.streams_figure({"a": by_block, "b": [*by_block, Span(UPLOAD, "5", 9.95, 10)]})
+    lanes = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    for axis in fig.axes:
+        named = {(lanes[round(t.get_position()[1])], t.get_position()[0], t.get_text()) for t in axis.texts}
+        assert named == {
+            (COMPUTE, 2, "0"), (COMPUTE, 6.5, "1"), (COMPUTE, 9.5, "H"), (UPLOAD, 2, "1"), (DOWNLOAD, 6, "0"),
+        }  # fmt: skip
+    assert_titles_and_names_inside(fig)
+
+
+def test_lanes_are_counted_without_waits():
+    waits = [*SPANS, Span(WAIT, "1", 4.5, 5.5)]
+    on, off = figures.lane_rows({(True, 4): waits, (False, 1): SPANS[:1]})
+    assert on == {"overlap": "on", "k": 4, "step": 10, "compute": 8, "download": 4, "upload": 4}
+    assert off == {"overlap": "off", "k": 1, "step": 4, "compute": 0, "download": 0, "upload": 4}
 
 
 def test_the_widget_shows_the_run_that_is_chosen():

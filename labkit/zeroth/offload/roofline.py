@@ -4,9 +4,12 @@
     t_compute  = 2 T f + (2 + (k + 1) / 2) z      T tokens, f seconds a token and pass, z seconds to make noise for
                                                   all weights once: for both sides, and for the moves that are due
 
-A step takes about the larger one. From T* = (t_bus − (2 + (k + 1) / 2) z) / 2 f tokens on, arithmetic hides the bus,
-and a model in host memory trains as fast as one on the device. Writing back less often takes load off the bus and puts
-it on the arithmetic: k is best where the two are equal, and beyond the crossing k = 1 is.
+While P↓ bytes go down, as many come up, both at B₂; the other uploads have the bus to themselves. A step takes about
+the larger one. From T* = (t_bus − (2 + (k + 1) / 2) z) / 2 f tokens on, arithmetic hides the bus. For k = 1 a model in
+host memory then trains as fast as one on the device, in 2 T f + 3 z; for larger k it makes (k − 1) / 2 passes of noise
+more. Writing back less often takes load off the bus and puts it on the arithmetic: k is best where the two are equal,
+and beyond the crossing k = 1 is. That the bus has work all the time takes slots enough for what passes under the head
+and the embedding.
 """
 
 from __future__ import annotations
