@@ -154,9 +154,8 @@ class Engine:
         piece = self.store.pieces[self._place]
         self.store.bind(piece)
         write = write and self._version > self.store.versions[piece.index]
-        codes = (
-            self.coder.code(piece, self._found.parameters[piece.index][self._slot]) if self.coder and write else None
-        )
+        here = self._found.parameters[piece.index][self._slot]
+        codes = self.coder.code(piece, here) if self.coder and write else None
         self.slots.give(piece.index, self._version if write else None, self._freed, codes)
         self._place = BEGIN
 
@@ -169,11 +168,11 @@ class Engine:
 
     def _due(self) -> bool:
         """Whether this is the upload of a piece at which it is written back."""
-        if self._relay is None or self._place < 0 or not (self._every or self._whole):
+        if self._relay is None or self._place < 0:
             return False
         if self.store.wholes:
             return self._whole
-        return (self._sweeps + self._phases[self._place]) % self._every == 0
+        return self._every > 0 and (self._sweeps + self._phases[self._place]) % self._every == 0
 
     def _weights(self) -> list[Weight]:
         """Of the piece that is here, what trains."""

@@ -118,10 +118,7 @@ class Slots:
         loaded = self._loaded.pop(index)
         place, last = loaded.place, early or self.bus.here()
         if version is not None:
-            host, name = (
-                (self.store.wholes if loaded.whole else self.store.payloads)[index],
-                self.store.pieces[index].name,
-            )
+            host, name = self.store.host(index, loaded.whole), self.store.pieces[index].name
             copies = [(host, self.places[place][: len(host)])]
             if codes is not None:
                 copies.append((self.store.payloads[index], codes))
@@ -136,7 +133,7 @@ class Slots:
             place, free = self._free.popleft()
             index = self._next
             whole = bool(self.store.wholes) and self.comes_whole(index)
-            host = (self.store.wholes if whole else self.store.payloads)[index]
+            host = self.store.host(index, whole)
             copies = [(self.places[place][: len(host)], host)]
             after = [free, self.store.written[index]]
             ticket = self._lanes.upload(copies, self.store.pieces[index].name, after)

@@ -127,6 +127,10 @@ class Store:
         for entry, p in zip(piece.entries, parameters or self.parameters[piece.index], strict=True):
             entry.module._parameters[entry.attribute] = p
 
+    def host(self, index: int, whole: bool) -> Tensor:
+        """A piece's bytes on the host: as it is where it lies both ways and that is asked for, else as it travels."""
+        return (self.wholes if whole else self.payloads)[index]
+
     def wait(self) -> None:
         """Until what was written back is here."""
         for ticket in self.written:
