@@ -82,7 +82,7 @@ class Plan:
 
 
 _SMALL = ("opt-6.7b", "opt-2.7b", "opt-1.3b", "opt-350m", "opt-125m")
-_GRID = (*((m, "float16") for m in _SMALL), *((m, "float32") for m in ("opt-13b", *_SMALL)))
+_GRID = tuple((m, dtype) for dtype in ("float16", "float32") for m in _SMALL)
 _CAPPED = (("opt-175b", "nf4"), ("opt-66b", "int8"), ("opt-66b", ""), ("opt-175b", "int8"), ("opt-175b", ""))
 _GPU = Plan("opt-13b", 2048, "float16", (8, 4, 1, 2, 16), (8, 2, 4), ("opt-30b",), _GRID, _CAPPED, 8, 16)
 _CPU = Plan("llama-3x64", 16, "float32", (1, 2), (2,), (), (("llama-2x64", "float16"),), (("llama-2x64", "nf4"),), 2, 4)
@@ -124,13 +124,13 @@ def settings(plan: Plan) -> Iterator[Setting]:
         yield from pair(model, plan.dtype, 1, first)
     yield from (replace(offload, write_back=k, moves=k + 1) for k in others)
     yield from (replace(coded, method=LORA, transfer=form, moves=3) for form in ("int8", "nf4", ""))
-    yield from (replace(offload, parts=1, slots=slots) for slots in (2, 3))
-    yield from (replace(offload, slots=slots) for slots in (2, 4))
     yield replace(mezo, method=WALK)
-    for batch in plan.batches[1:]:
-        yield from pair(plan.model, plan.dtype, batch, 1)
     for model, form in plan.capped:
         capped = replace(offload, model=model, transfer=form, parts=3, cap_gb=CAP_GB)
         yield replace(capped, write_back=0, moves=1) if form else capped
     for model, dtype in plan.grid:
         yield from pair(model, dtype, 1, 2)
+    for batch in plan.batches[1:]:
+        yield from pair(plan.model, plan.dtype, batch, 1)
+    yield from (replace(offload, parts=1, slots=slots) for slots in (2, 3))
+    yield from (replace(offload, slots=slots) for slots in (2, 4))
