@@ -119,12 +119,13 @@ def descent_words(orders: Mapping[str, Sequence[float]]) -> str:
     )
 
 
-def switches_figure(series: Mapping[str, Sequence[float]], flat: float, full: float) -> Figure:
-    """Bytes of gradients and states on the device after each step, with the formula and full fine-tuning as lines.
+def switches_figure(series: Mapping[str, Sequence[float]], flat: float, full: float, most: float) -> Figure:
+    """Bytes of gradients and states on the device after each step, with formulas as lines.
 
     Args:
         series: MiB by way of treating states.
-        flat, full: MiB by formula.
+        flat, full, most: MiB by formula: of what is awake, of full fine-tuning, and with the states of everything and
+            the gradients of what is awake.
     """
     import matplotlib.pyplot as plt
 
@@ -133,10 +134,10 @@ def switches_figure(series: Mapping[str, Sequence[float]], flat: float, full: fl
     for (name, values), colour, dash, mark in zip(series.items(), CYCLE, DASHES, MARKS, strict=False):
         steps = range(1, len(values) + 1)
         axis.plot(steps, values, color=colour, linestyle=dash, marker=mark, ms=4, label=name)
-    last = max(len(values) for values in series.values())
-    for value, label, side in ((flat, "12 (Ψ₀ + γψ)", "top"), (full, "full: 12 N", "bottom")):
+    lines = ((flat, "12 (Ψ₀ + γψ)", "top"), (most, "8 N + 4 (Ψ₀ + γψ)", "bottom"), (full, "full: 12 N", "bottom"))
+    for value, label, side in lines:
         axis.axhline(value, color=PALETTE["grey"], linewidth=1, linestyle=":")
-        axis.text(last, value, label, va=side, ha="right", fontsize="small")
+        axis.text(1.2, value, label, va=side, fontsize="small")
     axis.set(xlabel="step, with other layers in each", ylabel="gradients and states (MiB)", ylim=(0, 1.12 * full))
     axis.legend(fontsize="small", loc="lower left")
     axis.set_title(switches_finding(series))
@@ -148,52 +149,56 @@ def switches_finding(series: Mapping[str, Sequence[float]]) -> str:
     return "From first to last step: " + ", ".join(f"{n} ×{v[-1] / v[0]:.2f}" for n, v in series.items())
 
 
-def switches_words(series: Mapping[str, Sequence[float]], flat: float, full: float) -> str:
+def switches_words(series: Mapping[str, Sequence[float]], flat: float, full: float, most: float) -> str:
     """The lines in words."""
     told = "; ".join(f"{n} from {v[0]:.1f} to {v[-1]:.1f} MiB" for n, v in series.items())
-    return f"Lines of bytes over steps. {switches_finding(series)}. {told}; by formula {flat:.1f}, full {full:.1f}."
+    formulas = f"by formula {flat:.1f}, with all states {most:.1f}, full {full:.1f}"
+    return f"Lines of bytes over steps. {switches_finding(series)}. {told}; {formulas}."
 
 
-def bottom_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What is kept for backward and how many operations backward has, by the lowest layer that is awake.
+def bottom_figure(rows: Sequence[Mapping[str, Any]], full: Mapping[str, float]) -> Figure:
+    """What is kept for backward and how many operations backward has, by the one layer that is awake.
 
     Args:
-        rows: with `awake` (a layer's number), `outside` (a bool), `mib` and `gflop`.
+        rows: with `awake` (a layer's number), `beside` (what else is awake, in words), `mib` and `gflop`; those with
+            the least beside come last.
+        full: `mib` and `gflop` with everything awake.
     """
     import matplotlib.pyplot as plt
 
     _some(rows)
-    fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.2))
+    fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
     for axis, column, label in zip(axes, ("mib", "gflop"), ("kept (MiB)", "backward (10⁹ operations)"), strict=True):
-        for outside, colour, mark, name in (
-            (True, "orange", "s", "embedding awake"),
-            (False, "blue", "o", "embedding asleep"),
-        ):
-            own = [row for row in rows if row["outside"] == outside]
+        axis.axhline(full[column], color=PALETTE["grey"], linestyle=":", label="everything")
+        for beside, colour, mark, dash in zip(_besides(rows), CYCLE, MARKS, DASHES, strict=False):
+            own = [row for row in rows if row["beside"] == beside]
             x, y = [row["awake"] for row in own], [row[column] for row in own]
-            axis.plot(x, y, marker=mark, color=PALETTE[colour], label=name, linestyle="-" if outside else "--")
+            axis.plot(x, y, marker=mark, color=colour, label=f"layer and {beside}", linestyle=dash, ms=4)
         axis.set(xlabel="the one layer that is awake", ylabel=label)
-        axis.set_ylim(bottom=0)
-    axes[0].legend(fontsize="small")
+        axis.set_ylim(0, 1.1 * full[column])
+    axes[0].legend(fontsize="x-small", loc="lower left")
     fig.suptitle(bottom_finding(rows), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
 
 
+def _besides(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["beside"] for row in rows))
+
+
 def bottom_finding(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the top layer alone keeps, of what the bottom one keeps."""
-    asleep = [row for row in rows if not row["outside"]]
-    share = [asleep[-1][column] / asleep[0][column] for column in ("mib", "gflop")]
+    alone = [row for row in rows if row["beside"] == _besides(rows)[-1]]
+    share = [alone[-1][column] / alone[0][column] for column in ("mib", "gflop")]
     return f"The top layer alone: {share[0]:.0%} of the bottom one's activations, {share[1]:.0%} of its operations"
 
 
-def bottom_words(rows: Sequence[Mapping[str, Any]]) -> str:
+def bottom_words(rows: Sequence[Mapping[str, Any]], full: Mapping[str, float]) -> str:
     """Both panels in words."""
     told = "; ".join(
-        f"layer {r['awake']}, embedding {'awake' if r['outside'] else 'asleep'}: {r['mib']:.1f} MiB, "
-        f"{r['gflop']:.2f} · 10⁹ operations"
-        for r in rows
+        f"layer {r['awake']} and {r['beside']}: {r['mib']:.1f} MiB, {r['gflop']:.2f} · 10⁹ operations" for r in rows
     )
-    return f"Lines over the layer that is awake. {bottom_finding(rows)}. {told}."
+    whole = f"everything: {full['mib']:.1f} MiB, {full['gflop']:.2f} · 10⁹"
+    return f"Lines over the layer that is awake. {bottom_finding(rows)}. {told}; {whole}."
 
 
 def kept_by(basis_of: Float[Tensor, "m n"], gradient: Float[Tensor, "m n"], rank: int) -> float:

@@ -77,22 +77,27 @@ def test_descent_draws_the_paths_and_the_falls():
 
 def test_switches_show_what_grows():
     series = {"freed": [2.0, 2.0, 2.0], "kept": [2.0, 3.0, 5.0]}
-    fig = lisa.switches_figure(series, 2.0, 6.0)
+    fig = lisa.switches_figure(series, 2.0, 6.0, 5.5)
     lines = [list(line.get_ydata()) for line in fig.axes[0].lines]
-    assert lines[:2] == list(series.values()) and [line[0] for line in lines[2:]] == [2.0, 6.0]
+    assert lines[:2] == list(series.values()) and [line[0] for line in lines[2:]] == [2.0, 5.5, 6.0]
     assert lisa.switches_finding(series) == "From first to last step: freed ×1.00, kept ×2.50"
-    assert "kept from 2.0 to 5.0 MiB" in lisa.switches_words(series, 2.0, 6.0)
+    words = lisa.switches_words(series, 2.0, 6.0, 5.5)
+    assert "kept from 2.0 to 5.0 MiB" in words and "with all states 5.5" in words
     assert_titles_and_names_inside(fig)
 
 
 def test_bottom_and_stale_are_their_rows():
     rows = [
-        {"awake": k, "outside": out, "mib": 9.0 - k * (not out), "gflop": 4.0} for out in (True, False) for k in (0, 3)
+        {"awake": k, "beside": beside, "mib": 9.0 - k * (beside == "nothing"), "gflop": 4.0}
+        for beside in ("embedding", "nothing")
+        for k in (0, 3)
     ]
-    fig = lisa.bottom_figure(rows)
-    assert [list(line.get_ydata()) for line in fig.axes[0].lines] == [[9.0, 9.0], [9.0, 6.0]]
+    full = {"mib": 10.0, "gflop": 6.0}
+    fig = lisa.bottom_figure(rows, full)
+    assert [list(line.get_ydata()) for line in fig.axes[0].lines] == [[10.0, 10.0], [9.0, 9.0], [9.0, 6.0]]
     assert lisa.bottom_finding(rows).startswith("The top layer alone: 67% of the bottom one's activations, 100%")
-    assert "layer 3, embedding asleep: 6.0 MiB" in lisa.bottom_words(rows)
+    words = lisa.bottom_words(rows, full)
+    assert "layer 3 and nothing: 6.0 MiB" in words and "everything: 10.0 MiB" in words
     stale = [{"matrix": "q", "step": step, "own": 0.9, "old": 0.9 - step / 10} for step in (0, 2, 4)]
     fig = lisa.stale_figure(stale, 8)
     assert [list(line.get_ydata()) for line in fig.axes[0].lines] == [[90, 90, 90], pytest.approx([90, 70, 50])]
@@ -140,8 +145,8 @@ def test_published_rows_are_a_model_s():
 def test_nothing_is_no_figure():
     for drawing, empty in (
         (lisa.changes_figure, ({},)),
-        (lisa.switches_figure, ({}, 1, 2)),
-        (lisa.bottom_figure, ([],)),
+        (lisa.switches_figure, ({}, 1, 2, 3)),
+        (lisa.bottom_figure, ([], {})),
         (lisa.stale_figure, ([], 1)),
     ):
         with pytest.raises(LabError, match="nothing to draw"):
