@@ -10,8 +10,8 @@ out in the next step's direction.
 
 `Perturbed` needs no change to the model: while it is on, every torch function that is given a trained tensor is given
 round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/64 of the weights' bytes,
-so that an embedding of 8 % of the weights, used as head too, costs no more than that), an embedding's for the rows that
-are looked up; what is left are norms, biases, adapters and prefixes, which are small. So memory stays below 1.02 times
+128 MiB at most), an embedding's for the rows that are looked up; what is left are norms, biases, adapters and prefixes,
+which are small, and on a GPU are made in one launch beforehand (`Perturbed.prepare`). So memory stays below 1.02 times
 that of inference. Given the weights of one block, it serves around that block alone: both sides can go through a model
 block after block, while only that block's weights are there.
 """
@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from labkit.zeroth import perturb
 from labkit.zeroth.perturb import Terms, Weight
 
-SLOT_SHARE, SLOT_MIN = 64, 2**18
+SLOT_SHARE, SLOT_MIN, SLOT_MOST = 64, 2**18, 2**27
 ROWS = 64  # a part of a weight has a multiple of so many: with an odd number, matrix products take thrice as long
 # What is asked about a tensor, and is the same at w and at w + εz.
 ABOUT = {
@@ -73,9 +73,14 @@ class Pass:
     keep: float
     plain: Terms
 
-    def apply(self, w: Weight) -> None:
-        """Make the move with one tensor."""
-        perturb.add_(w.tensor, w.name, *((self.terms, self.keep) if w.decayed else (self.plain, 1.0)))
+    @staticmethod
+    def make(weights: Sequence[Weight], moves: Sequence[Pass]) -> None:
+        """Make the moves with every tensor, one after the other."""
+        if all(move.keep == 1.0 and move.terms == move.plain for move in moves):
+            perturb.move_all(weights, [(move.terms, 1.0) for move in moves])
+            return
+        perturb.move_all([w for w in weights if w.decayed], [(move.terms, move.keep) for move in moves])
+        perturb.move_all([w for w in weights if not w.decayed], [(move.plain, 1.0) for move in moves])
 
 
 class Perturbed(TorchFunctionMode):
@@ -95,6 +100,15 @@ class Perturbed(TorchFunctionMode):
         super().__init__()
         self.terms, self._slot = [(seed, scale) for seed, scale in terms if scale], slot_bytes
         self.known = {alias: weight for weight in weights for alias in weight.aliases}
+        self._ready: dict[int, Tensor] = {}
+
+    def prepare(self, small: Sequence[Weight]) -> None:
+        """Make these at the point now, in one launch; they serve until the next call, and those before no more."""
+        self._ready = {}
+        if small and self.terms:
+            made = [(w.tensor, torch.empty_like(w.tensor), w.name) for w in small]
+            perturb.write_all(made, [(self.terms, 1.0)])
+            self._ready = {alias: out for w, (_, out, _) in zip(small, made, strict=True) for alias in w.aliases}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """`func` with what it takes of the trained tensors perturbed."""
@@ -118,6 +132,8 @@ class Perturbed(TorchFunctionMode):
         """A tensor at w + εz, where it is a trained one."""
         if isinstance(value, list | tuple) and self._known(value):
             return type(value)(map(self._there, value))
+        if (ready := self._ready.get(id(value))) is not None:
+            return ready
         weight = self.known.get(id(value))
         if weight is None:
             return value
@@ -175,8 +191,9 @@ def part_of(rows: int, most: int) -> int:
 
 
 def slot_of(weights: Sequence[Weight]) -> int:
-    """Bytes of the slot for perturbed rows: 1/64 of the weights' bytes, and at least 256 KiB."""
-    return max(SLOT_MIN, sum(w.tensor.numel() * w.tensor.element_size() for w in weights) // SLOT_SHARE)
+    """Bytes of the slot for perturbed rows: 1/64 of the weights' bytes, between 256 KiB and 128 MiB."""
+    whole = sum(w.tensor.numel() * w.tensor.element_size() for w in weights)
+    return min(SLOT_MOST, max(SLOT_MIN, whole // SLOT_SHARE))
 
 
 def _asks_about(func: Any) -> bool:
@@ -197,18 +214,20 @@ class Exact:
     def __init__(self, weights: Sequence[Weight], slot_bytes: int | None = None):
         self.weights = weights
         self.slot_bytes = slot_of(weights) if slot_bytes is None else slot_bytes
+        self._small = perturb.small_of(weights, self.slot_bytes)
 
     def at(self, terms: Terms) -> AbstractContextManager:
         """In which the model computes at w + Σ scale · z."""
-        return Perturbed(self.weights, terms, self.slot_bytes)
+        sight = Perturbed(self.weights, terms, self.slot_bytes)
+        sight.prepare(self._small)
+        return sight
 
     def update(self, terms: Terms, decay: float) -> None:
         """w ← (1 - decay) w + Σ scale · z."""
         self._make(Pass(terms, 1.0 - decay, terms))
 
     def _make(self, move: Pass) -> None:
-        for w in self.weights:
-            move.apply(w)
+        Pass.make(self.weights, [move])
 
     def settle(self) -> None:
         """The parameters are w at any time."""
@@ -249,8 +268,7 @@ class Walk:
         return list(sums.items())
 
     def _make(self, move: Pass) -> None:
-        for w in self.weights:
-            move.apply(w)
+        Pass.make(self.weights, [move])
 
     @contextmanager
     def at(self, terms: Terms) -> Iterator[None]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from labkit import published
 from labkit.tasks import Batch
 from labkit.training import train
-from labkit.zeroth import fused, noise, perturb
+from labkit.zeroth import fused, fused_all, noise, perturb
 from labkit.zeroth.mezo import Mezo, replay
 from labkit.zeroth.restore import Exact
 from labkit.zeroth.trajectory import Trajectory
@@ -83,6 +83,47 @@ def test_the_kernel_needs_no_memory_and_reads_and_writes_once():
     torch.cuda.reset_peak_memory_stats()
     perturb.add_(w, "w", TERMS)
     assert torch.cuda.max_memory_allocated() - before <= 4096  # keys and scales of further terms
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+def test_many_tensors_in_a_launch_get_the_bits_of_one_after_the_other(dtype):
+    """Of all sizes, two that a launch for many does not take among them, with moves of one term and of more."""
+    moves = [([TERMS[0]], 0.99), ([TERMS[1]], 1.0), (TERMS, 0.98), ([TERMS[2]], 1.0), ([], 0.97)]
+    whole = torch.randn(2**21, device="cuda", dtype=dtype)
+    sizes = (8, 40, 2048, 2**20, 4104, 3 * 2048, 7, 16)
+    jobs, one, begin = [], [], 8
+    for n, size in enumerate(sizes):
+        source = whole[begin : begin + size]
+        begin += size
+        jobs.append((source, torch.empty_like(source), f"w{n}"))
+        one.append(source.clone())
+        for terms, keep in moves[:-1]:
+            perturb.add_(one[-1], f"w{n}", terms, keep)
+    before = whole.clone()
+    with mock.patch.object(fused_all, "_launch", side_effect=fused_all._launch) as launch:
+        perturb.write_all(jobs, moves[:-1])
+    assert [len(call.args[0]) for call in launch.call_args_list] == [6] * 3, "what is no whole 16 bytes is apart"
+    assert torch.equal(whole, before)
+    assert all(torch.equal(out, right) for (_, out, _), right in zip(jobs, one, strict=True))
+    perturb.write_all([(out, out, name) for _, out, name in jobs], moves[-1:])
+    for right in one:
+        perturb.add_(right, "w", *moves[-1])  # without noise its name is of no account
+    assert all(torch.equal(out, right) for (_, out, _), right in zip(jobs, one, strict=True))
+
+
+def test_a_block_costs_a_launch_for_each_matrix_and_few_more():
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(published.config("opt-125m"), dtype=torch.float16).eval()
+    batch = Batch(*(torch.randint(0, 1000, (2, 16), device="cuda") for _ in range(2)), torch.arange(2, device="cuda"))
+    method = Mezo()
+    method.prepare(model, Text(), 4)
+    with (
+        mock.patch.object(fused_all, "_launch", side_effect=fused_all._launch) as many,
+        mock.patch.object(fused, "write", side_effect=fused.write) as single,
+    ):
+        method.step(batch)
+    blocks, matrices = 12, 6
+    assert many.call_count <= 6 and single.call_count <= 2 * (blocks * matrices + 20)
 
 
 def test_the_chunked_path_runs_on_the_device_too():

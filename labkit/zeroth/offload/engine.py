@@ -31,7 +31,7 @@ from labkit.zeroth.offload.pieces import Piece, blocks
 from labkit.zeroth.offload.relay import BEGIN, END, TAIL, Relay
 from labkit.zeroth.offload.slots import Slots, phases
 from labkit.zeroth.offload.store import Store
-from labkit.zeroth.perturb import Terms, Weight
+from labkit.zeroth.perturb import Terms, Weight, small_of
 from labkit.zeroth.restore import Perturbed
 
 WHOLE = 2**62  # bytes of a slot that takes any weight
@@ -84,6 +84,7 @@ class Engine:
         self.device, self.bus = slots.bus.device, slots.bus
         self._slot_bytes = slot_bytes
         self._found = Found(store, self._places(), weights)
+        self._small = [[small_of(some, slot_bytes) for some in at] for at in self._found.trained]
         self.write_back_every(write_back)
         self._resident, self._resident_version = self._found.rest, moves.made
         self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
@@ -228,6 +229,7 @@ class Engine:
         self._span = self.bus.span(COMPUTE, f"{name} {'+-'[number % 2]}")
         self._span.__enter__()
         self._catch_up(side.version)
+        self._sights[number].prepare(self._small[self._place][self._slot] if side.terms and self._place >= 0 else ())
         assert self._relay is not None
         if side.version > self._resident_version and all(place == END for place in self._relay.places[:number]):
             self._catch_up_resident(side.version)

@@ -47,10 +47,7 @@ class Moves:
 
     def make(self, weights: Sequence[Weight], version: int, target: int) -> None:
         """Bring tensors that lie where they compute from one version to a later one."""
-        moves = self.between(version, target)
-        for w in weights:
-            for move in moves:
-                move.apply(w)
+        Pass.make(weights, self.between(version, target))
 
 
 class LateExact(Exact):
