@@ -113,7 +113,7 @@ class Perturbed(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """`func` with what it takes of the trained tensors perturbed."""
         kwargs = kwargs or {}
-        if not self.terms or not any(map(self._known, (*args, *kwargs.values()))) or _asks_about(func):
+        if not self.terms or not self._known((*args, *kwargs.values()) if kwargs else args) or _asks_about(func):
             return func(*args, **kwargs)
         if func is F.linear:
             return self._linear(*args, **kwargs)
@@ -123,10 +123,13 @@ class Perturbed(TorchFunctionMode):
             return self._part(*args)
         return func(*map(self._there, args), **{name: self._there(value) for name, value in kwargs.items()})
 
-    def _known(self, value: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return any(map(self._known, value))
-        return id(value) in self.known
+    def _known(self, values: Sequence[Any]) -> bool:
+        """Whether a trained tensor is among them, or among those of a list; asked of every torch function."""
+        known = self.known
+        for value in values:
+            if id(value) in known or (isinstance(value, list | tuple) and self._known(value)):
+                return True
+        return False
 
     def _there(self, value: Any) -> Any:
         """A tensor at w + εz, where it is a trained one."""
