@@ -19,11 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from labkit.errors import LabError
-from labkit.zeroth import fused, fused_all, noise
-from labkit.zeroth.fused_all import Job, Move
+from labkit.zeroth import fused, noise
 
 CHUNK = noise.LANES * noise.PIECE  # values, and at most this many are in a temporary
-SMALL = 2**16  # bytes
 
 Terms = Sequence[tuple[int, float]]
 """(seed, scale) of each direction."""
@@ -100,41 +98,6 @@ def add_(tensor: Tensor, name: str, terms: Terms, keep: float = 1.0) -> None:
     terms = [(seed, scale) for seed, scale in terms if scale]
     if terms or keep != 1.0:
         write(tensor, tensor, name, terms, keep)
-
-
-def write_all(jobs: Sequence[Job], moves: Sequence[Move]) -> None:
-    """For each job, out ← the moves of source, one after the other, each rounded; on a GPU in few launches.
-
-    Args:
-        jobs: source, out and name of whole tensors, as of `write`.
-        moves: terms and keep of each.
-    """
-    many = [job for job in jobs if fused_all.takes(*job[:2])]
-    if many:
-        fused_all.write(many, moves)
-    served = {id(job) for job in many}
-    for source, out, name in (job for job in jobs if id(job) not in served):
-        for terms, keep in moves:
-            write(source, out, name, terms, keep)
-            source = out
-
-
-def move_all(weights: Sequence[Weight], moves: Sequence[Move]) -> None:
-    """The moves of every weight in place. Those that change nothing are left out, as in `add_`."""
-    real = [([(seed, scale) for seed, scale in terms if scale], keep) for terms, keep in moves]
-    if real := [(terms, keep) for terms, keep in real if terms or keep != 1.0]:
-        write_all([(w.tensor, w.tensor, w.name) for w in weights], real)
-
-
-def small_of(weights: Sequence[Weight], most: int) -> list[Weight]:
-    """Small tensors, of `most` bytes in all, where a launch for each would cost more than its work; else none."""
-    found, total = [], 0
-    for w in weights:
-        size = w.tensor.numel() * w.tensor.element_size()
-        if fused_all.takes(w.tensor, w.tensor) and size <= SMALL and total + size <= most:
-            found.append(w)
-            total += size
-    return found
 
 
 def rows(

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from labkit.zeroth import perturb
+from labkit.zeroth.groups import Group, Pass, book_of, copies_of, small_of
 from labkit.zeroth.perturb import Terms, Weight
 
 SLOT_SHARE, SLOT_MIN, SLOT_MOST = 64, 2**18, 2**27
@@ -60,29 +60,6 @@ class Restore(Protocol):
         """Whether the parameters are something else than w now."""
 
 
-@dataclass(frozen=True)
-class Pass:
-    """w ← round(keep w + Σ scale · z): one move of all weights, with one rounding.
-
-    Attributes:
-        terms, keep: of tensors that decay acts on.
-        plain: the terms of the others, of which all is kept.
-    """
-
-    terms: Terms
-    keep: float
-    plain: Terms
-
-    @staticmethod
-    def make(weights: Sequence[Weight], moves: Sequence[Pass]) -> None:
-        """Make the moves with every tensor, one after the other."""
-        if all(move.keep == 1.0 and move.terms == move.plain for move in moves):
-            perturb.move_all(weights, [(move.terms, 1.0) for move in moves])
-            return
-        perturb.move_all([w for w in weights if w.decayed], [(move.terms, move.keep) for move in moves])
-        perturb.move_all([w for w in weights if not w.decayed], [(move.plain, 1.0) for move in moves])
-
-
 class Perturbed(TorchFunctionMode):
     """While it is on, torch functions find w + Σ scale · z in place of the trained tensors.
 
@@ -102,13 +79,12 @@ class Perturbed(TorchFunctionMode):
         self.known = {alias: weight for weight in weights for alias in weight.aliases}
         self._ready: dict[int, Tensor] = {}
 
-    def prepare(self, small: Sequence[Weight]) -> None:
-        """Make these at the point now, in one launch; they serve until the next call, and those before no more."""
+    def prepare(self, small: Group | None) -> None:
+        """Make these copies at the point now, in one launch; they serve until the next call, and others no more."""
         self._ready = {}
-        if small and self.terms:
-            made = [(w.tensor, torch.empty_like(w.tensor), w.name) for w in small]
-            perturb.write_all(made, [(self.terms, 1.0)])
-            self._ready = {alias: out for w, (_, out, _) in zip(small, made, strict=True) for alias in w.aliases}
+        if small is not None and self.terms:
+            small.write([(self.terms, 1.0)])
+            self._ready = small.found
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """`func` with what it takes of the trained tensors perturbed."""
@@ -126,10 +102,7 @@ class Perturbed(TorchFunctionMode):
     def _known(self, values: Sequence[Any]) -> bool:
         """Whether a trained tensor is among them, or among those of a list; asked of every torch function."""
         known = self.known
-        for value in values:
-            if id(value) in known or (isinstance(value, list | tuple) and self._known(value)):
-                return True
-        return False
+        return any(id(value) in known or (isinstance(value, list | tuple) and self._known(value)) for value in values)
 
     def _there(self, value: Any) -> Any:
         """A tensor at w + εz, where it is a trained one."""
@@ -217,7 +190,8 @@ class Exact:
     def __init__(self, weights: Sequence[Weight], slot_bytes: int | None = None):
         self.weights = weights
         self.slot_bytes = slot_of(weights) if slot_bytes is None else slot_bytes
-        self._small = perturb.small_of(weights, self.slot_bytes)
+        book, small = book_of(weights), small_of(weights, self.slot_bytes)
+        self._all, self._small = Group(weights, book), Group(small, book, copies_of(small))
 
     def at(self, terms: Terms) -> AbstractContextManager:
         """In which the model computes at w + Σ scale · z."""
@@ -230,7 +204,7 @@ class Exact:
         self._make(Pass(terms, 1.0 - decay, terms))
 
     def _make(self, move: Pass) -> None:
-        Pass.make(self.weights, [move])
+        self._all.make([move])
 
     def settle(self) -> None:
         """The parameters are w at any time."""
@@ -244,7 +218,7 @@ class Walk:
     """
 
     def __init__(self, weights: Sequence[Weight]):
-        self.weights = weights
+        self.weights, self._all = weights, Group(weights, book_of(weights))
         self._out: dict[int, float] = {}  # what the parameters hold beyond w
         self._owed: dict[int, float] = {}  # an update that w should have had
         self._decay = 0.0
@@ -271,7 +245,7 @@ class Walk:
         return list(sums.items())
 
     def _make(self, move: Pass) -> None:
-        Pass.make(self.weights, [move])
+        self._all.make([move])
 
     @contextmanager
     def at(self, terms: Terms) -> Iterator[None]:

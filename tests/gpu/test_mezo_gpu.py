@@ -13,7 +13,9 @@ from labkit import published
 from labkit.tasks import Batch
 from labkit.training import train
 from labkit.zeroth import fused, fused_all, noise, perturb
+from labkit.zeroth.groups import Group, Pass, book_of, copies_of
 from labkit.zeroth.mezo import Mezo, replay
+from labkit.zeroth.perturb import Weight
 from labkit.zeroth.restore import Exact
 from labkit.zeroth.trajectory import Trajectory
 
@@ -85,30 +87,30 @@ def test_the_kernel_needs_no_memory_and_reads_and_writes_once():
     assert torch.cuda.max_memory_allocated() - before <= 4096  # keys and scales of further terms
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
-def test_many_tensors_in_a_launch_get_the_bits_of_one_after_the_other(dtype):
-    """Of all sizes, two that a launch for many does not take among them, with moves of one term and of more."""
-    moves = [([TERMS[0]], 0.99), ([TERMS[1]], 1.0), (TERMS, 0.98), ([TERMS[2]], 1.0), ([], 0.97)]
-    whole = torch.randn(2**21, device="cuda", dtype=dtype)
-    sizes = (8, 40, 2048, 2**20, 4104, 3 * 2048, 7, 16)
-    jobs, one, begin = [], [], 8
+def test_many_tensors_in_a_launch_get_the_bits_of_one_after_the_other(dtype, apart):
+    """Of all sizes, some that a launch for many does not take among them, with moves of one term and of more."""
+    sizes = (8, 40, 2048, 2**20, 4104, 3 * 2048, *[24] * 40, 7, 16)
+    whole = torch.randn(sum(sizes) + 8, device="cuda", dtype=dtype)
+    before, weights, begin = whole.clone(), [], 8
     for n, size in enumerate(sizes):
-        source = whole[begin : begin + size]
+        weights.append(Weight(f"w{n}", whole[begin : begin + size], n % 2 == 0, frozenset({n})))
         begin += size
-        jobs.append((source, torch.empty_like(source), f"w{n}"))
-        one.append(source.clone())
-        for terms, keep in moves[:-1]:
-            perturb.add_(one[-1], f"w{n}", terms, keep)
-    before = whole.clone()
-    with mock.patch.object(fused_all, "_launch", side_effect=fused_all._launch) as launch:
-        perturb.write_all(jobs, moves[:-1])
-    assert [len(call.args[0]) for call in launch.call_args_list] == [6] * 3, "what is no whole 16 bytes is apart"
-    assert torch.equal(whole, before)
-    assert all(torch.equal(out, right) for (_, out, _), right in zip(jobs, one, strict=True))
-    perturb.write_all([(out, out, name) for _, out, name in jobs], moves[-1:])
-    for right in one:
-        perturb.add_(right, "w", *moves[-1])  # without noise its name is of no account
-    assert all(torch.equal(out, right) for (_, out, _), right in zip(jobs, one, strict=True))
+    outs = copies_of(weights) if apart else None
+    group, one = Group(weights, book_of(weights), outs), [w.tensor.clone() for w in weights]
+    for number in range(0, 300, 30):  # more directions than there are lines
+        moves = [Pass([(number + n, 1e-2)], 1.0 - n / 100, [(number + n, 1e-2)]) for n in range(20)]
+        moves = [*moves[:12], Pass(TERMS, 0.98, TERMS), Pass([], 0.97, []), *moves[12:]]
+        for w, right in zip(weights, one, strict=True):
+            for move in moves:
+                perturb.add_(right, w.name, *((move.terms, move.keep) if w.decayed else (move.plain, 1.0)))
+        group.make(moves)
+        found = outs or [w.tensor for w in weights]
+        assert all(torch.equal(out, right) for out, right in zip(found, one, strict=True))
+        assert not apart or torch.equal(whole, before)
+        if apart:
+            one = [w.tensor.clone() for w in weights]
 
 
 def test_a_block_costs_a_launch_for_each_matrix_and_few_more():
@@ -118,12 +120,12 @@ def test_a_block_costs_a_launch_for_each_matrix_and_few_more():
     method = Mezo()
     method.prepare(model, Text(), 4)
     with (
-        mock.patch.object(fused_all, "_launch", side_effect=fused_all._launch) as many,
+        mock.patch.object(fused_all.Book, "_launch", autospec=True, side_effect=fused_all.Book._launch) as many,
         mock.patch.object(fused, "write", side_effect=fused.write) as single,
     ):
         method.step(batch)
-    # Each side: fc1 and fc2 are larger than the slot of 1/64 of the weights and take two, the head 20.
-    assert many.call_count <= 4 and single.call_count <= 2 * (12 * 8 + 26)
+    # 121 small tensors and 196 in all, 32 a launch. On each side: fc1 and fc2 are larger than the slot and take two.
+    assert many.call_count <= 2 * 4 + 7 and single.call_count <= 2 * (12 * 8 + 26)
 
 
 def test_the_chunked_path_runs_on_the_device_too():

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from labkit.memory.timeline import COMPUTE
 from labkit.zeroth.offload.formats import views
-from labkit.zeroth.offload.found import Coder, Found
+from labkit.zeroth.offload.found import Coder, Found, Groups
 from labkit.zeroth.offload.moves import Moves
 from labkit.zeroth.offload.pieces import Piece, blocks
 from labkit.zeroth.offload.relay import BEGIN, END, TAIL, Relay
 from labkit.zeroth.offload.slots import Slots, phases
 from labkit.zeroth.offload.store import Store
-from labkit.zeroth.perturb import Terms, Weight, small_of
+from labkit.zeroth.perturb import Terms, Weight
 from labkit.zeroth.restore import Perturbed
 
 WHOLE = 2**62  # bytes of a slot that takes any weight
@@ -84,7 +84,7 @@ class Engine:
         self.device, self.bus = slots.bus.device, slots.bus
         self._slot_bytes = slot_bytes
         self._found = Found(store, self._places(), weights)
-        self._small = [[small_of(some, slot_bytes) for some in at] for at in self._found.trained]
+        self._groups = Groups(self._found, weights, slot_bytes)
         self.write_back_every(write_back)
         self._resident, self._resident_version = self._found.rest, moves.made
         self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
@@ -175,13 +175,9 @@ class Engine:
             return self._whole
         return self._every > 0 and (self._sweeps + self._phases[self._place]) % self._every == 0
 
-    def _weights(self) -> list[Weight]:
-        """Of the piece that is here, what trains."""
-        return self._found.trained[self._place][self._slot]
-
     def _catch_up(self, version: int) -> None:
-        if self._place >= 0 and version > self._version and (weights := self._weights()):
-            self.moves.make(weights, self._version, version)
+        if self._place >= 0 and version > self._version and self._found.trained[self._place][self._slot]:
+            self.moves.make(self._groups.here(self._place, self._slot), self._version, version)
             self._version = version
 
     # Passes.
@@ -195,7 +191,8 @@ class Engine:
         self._all_whole = False
         self._catch_up_resident(sides[0].version)
         self._sides, self._sights = sides, [self._sight(side) for side in sides]
-        relay = self._relay = Relay(len(sides), self._change, self._turn)
+        ordered = len({side.version for side in sides}) > 1
+        relay = self._relay = Relay(len(sides), self._change, self._turn, ordered)
 
         def seen(number: int) -> Any:
             with self._sights[number]:
@@ -229,7 +226,8 @@ class Engine:
         self._span = self.bus.span(COMPUTE, f"{name} {'+-'[number % 2]}")
         self._span.__enter__()
         self._catch_up(side.version)
-        self._sights[number].prepare(self._small[self._place][self._slot] if side.terms and self._place >= 0 else ())
+        near = side.terms and self._place >= 0
+        self._sights[number].prepare(self._groups.small(self._place, self._slot) if near else None)
         assert self._relay is not None
         if side.version > self._resident_version and all(place == END for place in self._relay.places[:number]):
             self._catch_up_resident(side.version)
@@ -240,7 +238,7 @@ class Engine:
         return names[self._place] if self._place < 0 else self.store.pieces[self._place].name
 
     def _catch_up_resident(self, version: int) -> None:
-        self.moves.make(self._resident, self._resident_version, version)
+        self.moves.make(self._groups.rest, self._resident_version, version)
         self._resident_version = version
 
     def _forget(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from labkit.zeroth.groups import Group, book_of, bytes_of, copies_of, small_of
 from labkit.zeroth.offload.formats import views
 from labkit.zeroth.offload.pieces import Piece
 from labkit.zeroth.offload.store import Store
@@ -57,6 +58,47 @@ class Found:
         self.rest = [w for w in weights if w.name not in travels]
         self.known = {alias: w for w in self.rest for alias in w.aliases}
         self.known |= {next(iter(w.aliases)): w for at in self.trained for ws in at for w in ws}
+
+
+class Groups:
+    """What moves together: a piece at a place, and what stays.
+
+    Args:
+        found: of the same run.
+        weights: all that trains.
+        most: bytes of a piece's small tensors that are made at w ± εz in one launch.
+
+    Attributes:
+        rest: what trains and stays.
+    """
+
+    def __init__(self, found: Found, weights: Sequence[Weight], most: int):
+        self._found, self._book, self._most = found, book_of(weights), most
+        self.rest = Group(found.rest, self._book)
+        self._here: dict[tuple[int, int], Group] = {}
+        self._beside: dict[tuple[int, int], Group] = {}
+        self._flat = self._room()
+
+    def _room(self) -> Tensor | None:
+        """For the small tensors of any piece, one piece after the other."""
+        sizes = [bytes_of(small_of(at[0], self._most)) for at in self._found.trained]
+        lying = [w.tensor.device for at in self._found.trained for w in at[0]]
+        return torch.empty(max(sizes), dtype=torch.uint8, device=lying[0]) if lying else None
+
+    def here(self, index: int, place: int) -> Group:
+        """A piece's tensors, in place."""
+        key = index, place
+        if key not in self._here:
+            self._here[key] = Group(self._found.trained[index][place], self._book)
+        return self._here[key]
+
+    def small(self, index: int, place: int) -> Group:
+        """Copies of its small ones, in the same room for all pieces."""
+        key = index, place
+        if key not in self._beside:
+            small = small_of(self._found.trained[index][place], self._most)
+            self._beside[key] = Group(small, self._book, copies_of(small, self._flat if small else None))
+        return self._beside[key]
 
 
 def _at(weight: Weight, parameter: nn.Parameter) -> Weight:

@@ -1,6 +1,6 @@
 """Updates that are noted down, and made when a piece is next on the device.
 
-A move of all weights (`labkit.zeroth.restore.Pass`) is a few seeds and scales: the update of a step, or with "walk" a
+A move of all weights (`labkit.zeroth.groups.Pass`) is a few seeds and scales: the update of a step, or with "walk" a
 step out to w ± εz. The list of all moves so far is the run; a piece at version v has made the first v of them. It may
 be uploaded, brought up to date, used and thrown away again any number of times, before what it has become is written
 back: moves are made again from their seeds, in order, each with its own rounding, and give the same bits each time.
@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from labkit.zeroth.groups import Group, Pass
 from labkit.zeroth.perturb import Terms, Weight
-from labkit.zeroth.restore import Exact, Pass, Walk
+from labkit.zeroth.restore import Exact, Walk
 
 
 class Moves:
@@ -45,9 +46,9 @@ class Moves:
         """All before this version."""
         del self._kept[: max(0, version - (self.made - len(self._kept)))]
 
-    def make(self, weights: Sequence[Weight], version: int, target: int) -> None:
+    def make(self, group: Group, version: int, target: int) -> None:
         """Bring tensors that lie where they compute from one version to a later one."""
-        Pass.make(weights, self.between(version, target))
+        group.make(self.between(version, target))
 
 
 class LateExact(Exact):

@@ -5,9 +5,9 @@ to its first module of the next piece and hands on to the other; when the last o
 Each pass is the model's own forward method in a thread of its own, whatever that method does before, between and after
 the blocks: no model has to be taken apart. Only one thread runs at a time, in an order that is always the same.
 
-    pass +    embedding                C1            C2            … head, loss
-    pass −               embedding        C1            C2             … head, loss
-    pieces    . . . . . . . . . . . . . |1          |2
+    pass +    embedding                  C1 C2       C3 …
+    pass −               embedding   C1         C2 C3   …
+    pieces    . . . . . . . . . . . |1      |2      |3
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class Relay:
         count: how many.
         change: called with the place that all have come to, before the first goes on there.
         turn: called with a pass's number before it goes on.
+        ordered: at each piece, whether the passes use it in their order.
     """
 
-    def __init__(self, count: int, change: Callable[[int], None], turn: Callable[[int], None]):
-        self.places = [BEGIN] * count
+    def __init__(self, count: int, change: Callable[[int], None], turn: Callable[[int], None], ordered: bool):
+        self.places, self._here, self._ordered = [BEGIN] * count, BEGIN, ordered
         self._change, self._turn = change, turn
         self._go = [threading.Semaphore(0) for _ in range(count)]
         self._me = threading.local()
@@ -80,26 +81,32 @@ class Relay:
     def reach(self, place: int) -> None:
         """A pass needs this place: it goes on when all others have come there too."""
         me = self._me.number
-        if self.places[me] != place:
-            self._hand_on(me, place)
+        if self.places[me] != place and not self._hand_on(me, place):
             self._wait(me)
 
-    def _hand_on(self, me: int, place: int) -> None:
+    def _hand_on(self, me: int, place: int) -> bool:
         # What a pass sees in place of the weights is not for what is done to them in between.
         with torch._C.DisableTorchFunction():
-            self._go_on(me, place)
+            return self._go_on(me, place)
 
-    def _go_on(self, me: int, place: int) -> None:
+    def _go_on(self, me: int, place: int) -> bool:
+        """Let the next pass go on; whether it is the one that has come."""
         self.places[me] = place
-        following = (me + 1) % len(self.places)
-        if following == 0:
-            if len(set(self.places)) > 1:
-                cause = "The passes on both sides do not use the blocks in the same order."
-                raise LabError(cause, "Offload a model, and an objective, that take the same way for every batch.")
+        if not {*self.places} <= {self._here, place}:
+            cause = "The passes on both sides do not use the blocks in the same order."
+            raise LabError(cause, "Offload a model, and an objective, that take the same way for every batch.")
+        count = len(self.places)
+        behind = [n for n in (*range(me + 1, count), *range(me)) if self.places[n] != place]
+        if not behind:
             self._change(place)
-        if following or place != END:
-            self._turn(following)
+            self._here = place
+            if place == END:
+                return False
+        following = behind[0] if behind else (0 if self._ordered else me)
+        self._turn(following)
+        if following != me:
             self._go[following].release()
+        return following == me
 
     def _finish(self, me: int) -> None:
         self._hand_on(me, END)
