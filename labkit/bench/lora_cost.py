@@ -3,19 +3,20 @@
 Rows with `part` "flops" count the operations of a forward and a backward pass: torch's counter, with attention as
 single products, and the formula of `labkit.ledger.flops`. Rows with `part` "step" measure. Ours and peft's start with
 the same weights, see the same words and draw the same dropout; `loss_difference` is the largest difference of their
-losses over the first 20 steps. A library's time is the smaller of two medians, taken in turn with its peer's, so that a
-change of the machine's clock meets both. `measured_mib` is what autograd keeps for the backward pass. Adapters have the
-frozen weights' dtype, or fp32, peft's default.
+losses over the first 20 steps. Times are medians of steps that both libraries make in turn, one and one, so that what
+else a machine does meets both; `step_iqr_ms` is from the first quartile to the third. `measured_mib` is what autograd
+keeps for the backward pass. Adapters have the frozen weights' dtype, or fp32, peft's default.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from labkit.bench.steps import is_in, median_ms, rounded
+from labkit.bench.steps import alternating_ms, is_in, rounded
 
 if TYPE_CHECKING:
     from labkit.bench.lora_steps import Setting
@@ -26,13 +27,14 @@ UNITS = {
     "flops_forward": "FLOP",
     "flops_backward": "FLOP",
     "predicted_flops": "FLOP",
-    "step_ms": "ms",
+    "step_ms": "ms, median",
+    "step_iqr_ms": "ms",
     "peak_allocated_mib": "MiB",
     "measured_mib": "MiB",
     "loss_difference": "nats",
     "dropout": "probability",
 }
-FIRST, TIMED = 20, 20
+FIRST, WARM, TIMED = 20, 3, 60
 MODELS = {"tiny": ("tiny",), "small": ("smollm2-135m", "opt-1.3b")}
 SIZES = {"tiny": (4, 64), "smollm2-135m": (16, 64), "opt-1.3b": (8, 512)}
 WAYS = ("lora", "dora")
@@ -96,23 +98,25 @@ def _counted(setting: Setting, device: str) -> dict:
 def _measured(setting: Setting, device: str, done: Sequence[dict]) -> Iterator[dict]:
     """A row of ours and one of peft's; one alone for full fine-tuning."""
     pair = [setting] if setting.method == "full" else [setting, replace(setting, method=setting.peer)]
-    rounds = [[_one(each, device, first) for each in pair] for first in (FIRST, 1)]
-    losses = [found["losses"] for found in rounds[0]]
+    apiece = [_one(each, device) for each in pair]
+    losses = [found["losses"] for found in apiece]
     apart = None if len(pair) == 1 else max(abs(a - b) for a, b in zip(*losses, strict=True))
-    for each, found in zip(pair, zip(*rounds, strict=True), strict=True):
+    for each, found, times in zip(pair, apiece, _times(pair, device), strict=True):
+        low, middle, high = statistics.quantiles(times, n=4)
         yield {
             "part": "step",
             **asdict(each),
-            "step_ms": rounded(min(one["step_ms"] for one in found), 3),
-            "peak_allocated_mib": rounded(found[0]["peak_allocated_mib"], 1),
-            "measured_mib": rounded(found[0]["measured_mib"], 3),
+            "step_ms": rounded(middle, 3),
+            "step_iqr_ms": rounded(high - low, 3),
+            "peak_allocated_mib": rounded(found["peak_allocated_mib"], 1),
+            "measured_mib": rounded(found["measured_mib"], 3),
             "loss_difference": None if apart is None else float(f"{apart:.3g}"),
             "loss": rounded(losses[0][-1], 4),
         }
 
 
-def _one(setting: Setting, device: str, first: int = FIRST) -> dict:
-    """One library's `first` losses, its peak, what autograd keeps, and its median time."""
+def _one(setting: Setting, device: str) -> dict:
+    """One library's first losses, its peak, and what autograd keeps."""
     import torch
 
     from labkit.bench.lora_steps import Steps
@@ -121,7 +125,7 @@ def _one(setting: Setting, device: str, first: int = FIRST) -> dict:
 
     clear(device)
     steps = Steps(setting, device)
-    found: dict[str, Any] = {"losses": steps.losses(first), "peak_allocated_mib": None}
+    found: dict[str, Any] = {"losses": steps.losses(FIRST), "peak_allocated_mib": None}
     with saved_for_backward(steps.model) as saved:
         steps.forward()
     found["measured_mib"] = saved["activations"] / MIB
@@ -129,5 +133,19 @@ def _one(setting: Setting, device: str, first: int = FIRST) -> dict:
         torch.cuda.reset_peak_memory_stats()
         steps.run()
         found["peak_allocated_mib"] = torch.cuda.max_memory_allocated() / MIB
-    found["step_ms"] = median_ms(steps.run, TIMED if device == "cuda" else 3, device)
+    return found
+
+
+def _times(pair: Sequence[Setting], device: str) -> list[list[float]]:
+    """Milliseconds of steps in turn, after some of each."""
+    from labkit.bench.lora_steps import Steps
+    from labkit.bench.workers import clear
+
+    clear(device)
+    both = [Steps(each, device) for each in pair]
+    runs = [each.run for each in both]
+    alternating_ms(runs, WARM, device)
+    found = alternating_ms(runs, TIMED if device == "cuda" else 3, device)
+    del both, runs
+    clear(device)
     return found

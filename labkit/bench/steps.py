@@ -91,6 +91,27 @@ def median_ms(run: Callable[[], Any], count: int, device: str) -> float:
     return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks))
 
 
+def alternating_ms(runs: Sequence[Callable[[], Any]], count: int, device: str) -> list[list[float]]:
+    """Milliseconds of `count` runs of each, taken in turn, so that what else a machine does meets all of them.
+
+    Each run has the device to itself: the next one begins when it is idle.
+    """
+    import torch
+
+    def idle() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    found: list[list[float]] = [[] for _ in runs]
+    for _ in range(count):
+        for run, times in zip(runs, found, strict=True):
+            begin = idle()
+            run()
+            times.append(1e3 * (idle() - begin))
+    return found
+
+
 def is_in(setting: Any, done: Sequence[dict]) -> bool:
     """Whether one of these rows has this setting, a dataclass."""
     return any(asdict(setting).items() <= found.items() for found in done)

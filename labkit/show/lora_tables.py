@@ -1,6 +1,7 @@
 """Figures of lesson 10's recorded tables: ranks and targets, LoRA+'s ratio, and methods by what they train.
 
-A table's columns are those of `labkit bench lora-rank`, `lora-plus` and `peft`; published rows are shown as they are.
+A table's columns are those of `labkit bench lora-rank`, `lora-plus`, `lora-cost` and `peft`; published rows are shown
+as they are.
 """
 
 from __future__ import annotations
@@ -190,6 +191,38 @@ def methods_words(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     )
     return f"Marks of accuracy over trained values for {rows[0]['model']}. {_methods_finding(rows)}. {points}."
+
+
+def pairs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the measured steps of table `lora-cost`: ours beside peft's of the same setting, and ours over peft's."""
+    same = ("model", "adapter_dtype", "targets", "dropout", "batch", "seq_len", "rank")
+    theirs = {(row["method"], *(row[name] for name in same)): row for row in rows}
+    found = []
+    for ours in rows:
+        peer = theirs.get((f"peft.{ours['method']}", *(ours[name] for name in same)))
+        if peer is None:
+            continue
+        shown = {name: ours[name] for name in ("model", "method", "adapter_dtype", "targets", "dropout")}
+        shown |= {"ours": round(ours["step_ms"], 1), "peft": round(peer["step_ms"], 1)}
+        if (spread := max(ours.get("step_iqr_ms") or 0.0, peer.get("step_iqr_ms") or 0.0)) > 0:
+            shown["quartiles apart"] = round(spread, 1)
+        shown["time, ours / peft"] = round(ours["step_ms"] / peer["step_ms"], 2)
+        if ours["peak_allocated_mib"] and peer["peak_allocated_mib"]:
+            shown["peak, ours / peft"] = round(ours["peak_allocated_mib"] / peer["peak_allocated_mib"], 2)
+        found.append(shown)
+    return found
+
+
+def pairs_finding(rows: Sequence[dict[str, Any]]) -> str:
+    """Least and most of both quotients."""
+    found = pairs(rows)
+    _some(found, "lora-cost")
+    parts = []
+    for what in ("time", "peak"):
+        values = [row[f"{what}, ours / peft"] for row in found if f"{what}, ours / peft" in row]
+        if values:
+            parts.append(f"{what} {min(values):.2f} to {max(values):.2f}")
+    return f"Ours over peft's, {len(found)} settings: {', '.join(parts)} times"
 
 
 def published(rows: Sequence[dict[str, Any]]) -> None:

@@ -36,10 +36,13 @@ class Group:
         weights: the tensors; they stay where they are.
         book: of the run, which knows their names.
         outs: where each is written; in place where none are given.
+
+    Attributes:
+        found: where each is written, by `id` of its parameters.
     """
 
     def __init__(self, weights: Sequence[Weight], book: Book, outs: Sequence[Tensor] | None = None):
-        self._weights, self._book = weights, book
+        self.weights, self._book = weights, book
         self._outs = [w.tensor for w in weights] if outs is None else outs
         self._split: dict[bool | None, tuple[list[tuple[Table, Table]], list[Job]]] = {}
         self.found = {alias: out for w, out in zip(weights, self._outs, strict=True) for alias in w.aliases}
@@ -61,7 +64,7 @@ class Group:
         """
         real = [([(seed, scale) for seed, scale in terms if scale], keep) for terms, keep in moves]
         real = [(terms, keep) for terms, keep in real if terms or keep != 1.0]
-        if not real or not self._weights:
+        if not real or not self.weights:
             return
         tables, rest = self._jobs(decayed)
         if max(len(terms) for terms, _ in real) > fused_all.TERMS:
@@ -73,7 +76,7 @@ class Group:
                 source = out
 
     def _some(self, decayed: bool | None) -> list[Job]:
-        pairs = zip(self._weights, self._outs, strict=True)
+        pairs = zip(self.weights, self._outs, strict=True)
         return [(w.tensor, out, w.name) for w, out in pairs if decayed in (None, w.decayed)]
 
     def _jobs(self, decayed: bool | None) -> tuple[list[tuple[Table, Table]], list[Job]]:

@@ -202,3 +202,28 @@ def test_the_slider_counts_values_bytes_and_squares():
     assert title.startswith("q, last block") and "Rank 2" in title
     with pytest.raises(LabError, match="no update"):
         RankExplorer(TINY, {})
+
+
+def test_pairs_are_our_rows_beside_pefts_of_the_same_setting():
+    same = {"model": "m", "adapter_dtype": "float32", "targets": "q,v", "batch": 1, "seq_len": 8, "rank": 8}
+    rows = [
+        same | {"method": name, "dropout": dropout, "step_ms": ms, "peak_allocated_mib": mib, "step_iqr_ms": 2.0}
+        for name, dropout, ms, mib in (
+            ("full", 0.0, 9.0, 9.0),
+            ("lora", 0.0, 80.0, 10.0),
+            ("peft.lora", 0.0, 100.0, 10.0),
+            ("lora", 0.1, 90.0, None),
+            ("peft.lora", 0.1, 75.0, None),
+            ("dora", 0.0, 90.0, 5.0),
+        )
+    ]
+    found = lora_tables.pairs(rows)
+    assert [(row["dropout"], row["time, ours / peft"], row.get("peak, ours / peft")) for row in found] == [
+        (0.0, 0.8, 1.0),
+        (0.1, 1.2, None),
+    ]
+    assert lora_tables.pairs_finding(rows) == (
+        "Ours over peft's, 2 settings: time 0.80 to 1.20, peak 1.00 to 1.00 times"
+    )
+    with pytest.raises(LabError, match="no such rows"):
+        lora_tables.pairs_finding(rows[:1])
