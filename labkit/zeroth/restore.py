@@ -10,7 +10,7 @@ out in the next step's direction.
 
 `Perturbed` needs no change to the model: while it is on, every torch function that is given a trained tensor is given
 round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/64 of the weights' bytes,
-128 MiB at most), an embedding's for the rows that are looked up; what is left are norms, biases, adapters and prefixes,
+256 MiB at most), an embedding's for the rows that are looked up; what is left are norms, biases, adapters and prefixes,
 which are small, and on a GPU are made in one launch beforehand (`Perturbed.prepare`). So memory stays below 1.02 times
 that of inference. Given the weights of one block, it serves around that block alone: both sides can go through a model
 block after block, while only that block's weights are there.
@@ -31,7 +31,7 @@ from labkit.zeroth import perturb
 from labkit.zeroth.groups import Group, Pass, book_of, copies_of, small_of
 from labkit.zeroth.perturb import Terms, Weight
 
-SLOT_SHARE, SLOT_MIN, SLOT_MOST = 64, 2**18, 2**27
+SLOT_SHARE, SLOT_MIN, SLOT_MOST = 64, 2**18, 2**28
 ROWS = 64  # a part of a weight has a multiple of so many: with an odd number, matrix products take thrice as long
 # What is asked about a tensor, and is the same at w and at w + εz.
 ABOUT = {
@@ -167,7 +167,7 @@ def part_of(rows: int, most: int) -> int:
 
 
 def slot_of(weights: Sequence[Weight]) -> int:
-    """Bytes of the slot for perturbed rows: 1/64 of the weights' bytes, between 256 KiB and 128 MiB."""
+    """Bytes of the slot for perturbed rows: 1/64 of the weights' bytes, between 256 KiB and 256 MiB."""
     whole = sum(w.tensor.numel() * w.tensor.element_size() for w in weights)
     return min(SLOT_MOST, max(SLOT_MIN, whole // SLOT_SHARE))
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from labkit.memory.timeline import COMPUTE
-from labkit.zeroth.offload.formats import views
 from labkit.zeroth.offload.found import Coder, Found, Groups
 from labkit.zeroth.offload.moves import Moves
 from labkit.zeroth.offload.pieces import Piece, blocks
@@ -84,7 +83,7 @@ class Engine:
         self.device, self.bus = slots.bus.device, slots.bus
         self._slot_bytes = slot_bytes
         self._found = Found(store, self._places(), weights)
-        self._groups = Groups(self._found, weights, slot_bytes)
+        self._groups, self._readers = Groups(self._found, weights, slot_bytes), dict[tuple[int, int], Any]()
         self.write_back_every(write_back)
         self._resident, self._resident_version = self._found.rest, moves.made
         self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
@@ -142,12 +141,19 @@ class Engine:
         piece, loaded = self.store.pieces[index], self.slots.take(index)
         self._slot, self._version, self._freed, self._whole = loaded.place, loaded.version, None, loaded.whole
         if self.work is not None and not loaded.whole:
-            out = views(piece, self.work)
-            self.store.format.decode(piece, self.slots.places[loaded.place], out)
+            self._reader(index, loaded.place)()
             self._slot, self._freed = 0, self.bus.here()
         elif self.work is not None:
             self._slot += 1
         self.store.bind(piece, self._found.parameters[index][self._slot])
+
+    def _reader(self, index: int, place: int) -> Callable[[], None]:
+        """What reads a coded piece back from a place."""
+        if (index, place) not in self._readers:
+            out = [p.detach() for p in self._found.parameters[index][0]]
+            made = self.store.format.reader(self.store.pieces[index], self.slots.places[place], out)
+            self._readers[index, place] = made
+        return self._readers[index, place]
 
     def _leave(self, write: bool) -> None:
         if self._place < 0:

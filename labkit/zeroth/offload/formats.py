@@ -21,7 +21,7 @@ of at most a / 254 a value that is not carried on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -50,6 +50,9 @@ class Format(Protocol):
     def decode(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> None:
         """Read them back."""
 
+    def reader(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> Callable[[], None]:
+        """The same, to be called again and again for other values in the same places."""
+
 
 def views(piece: Piece, flat: Tensor) -> list[Tensor]:
     """The piece's parameters within uint8 of `piece.nbytes`."""
@@ -73,6 +76,10 @@ class Plain:
         """A copy."""
         for there, here in zip(views(piece, payload), out, strict=True):
             (there if back else here).copy_(here if back else there)
+
+    def reader(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> Callable[[], None]:
+        """A copy."""
+        return lambda: self.decode(piece, payload, out)
 
 
 class Coded:
@@ -119,16 +126,29 @@ class Coded:
 
     def decode(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> None:
         """The book's numbers times the scales, rounded to the weights' dtype."""
+        self.reader(piece, payload, out)()
+
+    def reader(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> Callable[[], None]:
+        """`decode` from one place to another, again and again."""
+        plain, coded = [], []
         for (entry, codes, scales), target in zip(self._walk(piece, payload), out, strict=True):
-            if not len(scales):
-                target.copy_(codes.view(entry.dtype).view(entry.shape))
-                continue
-            absmax = scales.view(torch.float32)
-            found = Quantized(codes, absmax, None, self.book, self.block, entry.shape, entry.dtype)
-            if kernels.usable(codes, self.block):
-                kernels.dequantize(found, target.view(-1))
+            if len(scales):
+                absmax = scales.view(torch.float32)
+                coded.append((Quantized(codes, absmax, None, self.book, self.block, entry.shape, entry.dtype), target))
             else:
-                target.copy_(found.dequantize())
+                plain.append((target, codes.view(entry.dtype).view(entry.shape)))
+        fused = bool(coded) and kernels.usable(coded[0][0].codes, self.block)
+
+        def read() -> None:
+            if plain:  # biases and norms, in one launch
+                torch._foreach_copy_([target for target, _ in plain], [source for _, source in plain])
+            for found, target in coded:
+                if fused:
+                    kernels.dequantize(found, target.view(-1))
+                else:
+                    target.copy_(found.dequantize())
+
+        return read
 
 
 def named(transfer: str) -> Plain | Coded:
