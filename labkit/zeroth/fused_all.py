@@ -13,7 +13,7 @@ is rounded where it is. Nothing but the lines is sent to the device in a step, s
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
@@ -28,10 +28,8 @@ try:
 except ImportError:  # no Triton for this platform
     triton = None
 
-MOST = 32  # tensors of a launch
-LEAST = 16
+MOST = 32  # tensors of a launch, for which every table has room
 NEVER = 2**62  # the first tile of a tensor that is none
-COLUMNS = 4  # of a tensor in a table
 LINES, TERMS = 256, 8  # on a device, and of a launch: their numbers are bytes of one argument
 SEEDS = 64  # whose keys the host keeps
 
@@ -56,14 +54,11 @@ class Table:
         words: int64 on the device: the first tile of each tensor, then where it is read, where written, how many
             values it has, and its number in the book.
         tiles: of all of them.
-        places, jobs: for how many tensors there is room, a power of two, and how many there are.
         like: one of them.
     """
 
     words: Tensor
     tiles: int
-    places: int
-    jobs: int
     like: Tensor
 
 
@@ -94,12 +89,11 @@ class Book:
     def _table(self, jobs: Sequence[Job]) -> Table:
         tiles = [-(-out.numel() // (noise.LANES * fused.TILE)) for _, out, _ in jobs]
         *begins, whole = accumulate(tiles, initial=0)
-        places = max(LEAST, 1 << (len(jobs) - 1).bit_length())
-        words = [*begins, *[NEVER] * (places - len(jobs))]
+        words = [*begins, *[NEVER] * (MOST - len(jobs))]
         for source, out, name in jobs:
             words += (source.data_ptr(), out.data_ptr(), out.numel(), self._numbers[name])
         like = jobs[0][1]
-        return Table(torch.tensor(words, dtype=torch.int64, device=like.device), whole, places, len(jobs), like)
+        return Table(_sent(words, like.device), whole, like)
 
     def write(self, tables: Sequence[tuple[Table, Table]], moves: Sequence[Move]) -> None:
         """out ← the moves, one after the other, of source."""
@@ -120,7 +114,7 @@ class Book:
         with torch.cuda.device(device):
             _write[(table.tiles,)](
                 table.like, table.words, lines.words, lines.width, numbers, len(terms),
-                PLACES=table.places, ROUNDS=rounds, SIZE=fused.TILE, enable_fp_fusion=False,
+                PLACES=MOST, ROUNDS=rounds, SIZE=fused.TILE, enable_fp_fusion=False,
             )  # fmt: skip
 
     def keys(self, seed: int) -> list[int]:
@@ -144,26 +138,30 @@ class _Lines:
         self._whose: list[Term | None] = [None] * LINES
         self._next = 0
 
-    def numbers(self, terms: Sequence[Term], keys: object) -> int:
+    def numbers(self, terms: Sequence[Term], keys: Callable[[int], list[int]]) -> int:
         """The lines of these terms, a byte each, the first one lowest; as a signed number of 64 bits."""
         while True:
             found = [self._known.get(term, -1) for term in terms]
             if -1 not in found:
-                return int.from_bytes(bytes(found).ljust(8, b"\0"), "little", signed=True)
+                # Filled up to 64 bits: for a smaller number Triton would compile a second kernel.
+                return int.from_bytes(bytes(found).ljust(TERMS, b"\x7f"), "little", signed=True)
             # Of these lines one that was there may make room for another: then it is written anew.
             for term in terms:
                 if term not in self._known:
-                    self._add(term, keys(term[0]))  # type: ignore[operator]
+                    self._add(term, keys(term[0]))
 
     def _add(self, term: Term, keys: list[int]) -> None:
         share = int.from_bytes(struct.pack("<ff", *term[1:]), "little", signed=True)
-        # From pinned memory, and in the order of what is queued: nothing waits for what the device does.
-        line = torch.tensor([*keys, share], dtype=torch.int64).pin_memory()
-        self.words[self._next].copy_(line, non_blocking=True)
+        self.words[self._next].copy_(_sent([*keys, share], self.words.device))
         if (old := self._whose[self._next]) is not None:
             del self._known[old]
         self._known[term], self._whose[self._next] = self._next, term
         self._next = (self._next + 1) % LINES
+
+
+def _sent(words: list[int], device: torch.device) -> Tensor:
+    """Numbers on the device, from pinned memory and in the order of what is queued: nothing waits for the device."""
+    return torch.tensor(words, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
 
 
 def launches(moves: Sequence[Move]) -> Iterator[tuple[list[Term], bool]]:
