@@ -137,16 +137,19 @@ def switches_figure(series: Mapping[str, Sequence[float]], flat: float, full: fl
     lines = ((flat, "12 (Ψ₀ + γψ)", "top"), (most, "8 N + 4 (Ψ₀ + γψ)", "bottom"), (full, "full: 12 N", "bottom"))
     for value, label, side in lines:
         axis.axhline(value, color=PALETTE["grey"], linewidth=1, linestyle=":")
-        axis.text(1.2, value, label, va=side, fontsize="small")
-    axis.set(xlabel="step, with other layers in each", ylabel="gradients and states (MiB)", ylim=(0, 1.12 * full))
+        gap = -4 if side == "top" else 2
+        axis.annotate(label, (1.2, value), (0, gap), textcoords="offset points", va=side, fontsize="small")
+    axis.set(xlabel="step, layers drawn anew in each", ylabel="gradients and states (MiB)", ylim=(0, 1.12 * full))
     axis.legend(fontsize="small", loc="lower left")
     axis.set_title(switches_finding(series))
     return fig
 
 
 def switches_finding(series: Mapping[str, Sequence[float]]) -> str:
-    """How each series grew."""
-    return "From first to last step: " + ", ".join(f"{n} ×{v[-1] / v[0]:.2f}" for n, v in series.items())
+    """How each series grew, the one that grew the most first."""
+    grown = sorted(((v[-1] / v[0], n) for n, v in series.items()), key=lambda pair: -pair[0])
+    (most, name), *others = [(f"×{growth:.2f}", name) for growth, name in grown]
+    return f"States {name} grow {most} in {len(series[name])} steps" + "".join(f"; {n} {g}" for g, n in others)
 
 
 def switches_words(series: Mapping[str, Sequence[float]], flat: float, full: float, most: float) -> str:
@@ -173,11 +176,19 @@ def bottom_figure(rows: Sequence[Mapping[str, Any]], full: Mapping[str, float]) 
         for beside, colour, mark, dash in zip(_besides(rows), CYCLE, MARKS, DASHES, strict=False):
             own = [row for row in rows if row["beside"] == beside]
             x, y = [row["awake"] for row in own], [row[column] for row in own]
-            axis.plot(x, y, marker=mark, color=colour, label=f"layer and {beside}", linestyle=dash, ms=4)
+            axis.plot(
+                x,
+                y,
+                marker=mark,
+                color=colour,
+                label="layer by itself" if beside == "nothing" else f"layer, {beside}",
+                linestyle=dash,
+                ms=4,
+            )
         axis.set(xlabel="the one layer that is awake", ylabel=label)
         axis.set_ylim(0, 1.1 * full[column])
     axes[0].legend(fontsize="x-small", loc="lower left")
-    fig.suptitle(bottom_finding(rows), x=0.01, ha="left", fontweight="bold", fontsize="medium")
+    fig.suptitle(bottom_finding(rows, full), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
 
 
@@ -185,11 +196,11 @@ def _besides(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["beside"] for row in rows))
 
 
-def bottom_finding(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the top layer alone keeps, of what the bottom one keeps."""
-    alone = [row for row in rows if row["beside"] == _besides(rows)[-1]]
-    share = [alone[-1][column] / alone[0][column] for column in ("mib", "gflop")]
-    return f"The top layer alone: {share[0]:.0%} of the bottom one's activations, {share[1]:.0%} of its operations"
+def bottom_finding(rows: Sequence[Mapping[str, Any]], full: Mapping[str, float]) -> str:
+    """What is kept of what everything keeps: with all outside, and by the lowest and the highest layer alone."""
+    first, *_, last = _besides(rows)
+    flat, alone = ([row["mib"] / full["mib"] for row in rows if row["beside"] == name] for name in (first, last))
+    return f"Kept of what everything keeps: {max(flat):.0%} with {first}, {alone[0]:.0%} to {alone[-1]:.0%} without"
 
 
 def bottom_words(rows: Sequence[Mapping[str, Any]], full: Mapping[str, float]) -> str:
@@ -198,7 +209,7 @@ def bottom_words(rows: Sequence[Mapping[str, Any]], full: Mapping[str, float]) -
         f"layer {r['awake']} and {r['beside']}: {r['mib']:.1f} MiB, {r['gflop']:.2f} · 10⁹ operations" for r in rows
     )
     whole = f"everything: {full['mib']:.1f} MiB, {full['gflop']:.2f} · 10⁹"
-    return f"Lines over the layer that is awake. {bottom_finding(rows)}. {told}; {whole}."
+    return f"Lines over the layer that is awake. {bottom_finding(rows, full)}. {told}; {whole}."
 
 
 def kept_by(basis_of: Float[Tensor, "m n"], gradient: Float[Tensor, "m n"], rank: int) -> float:

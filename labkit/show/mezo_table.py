@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from labkit import published
 from labkit.errors import LabError
+from labkit.ledger.shapes import Architecture
 from labkit.show.mezo import SECONDS, TIMED
 from labkit.show.style import CYCLE, DASHES
 
@@ -22,7 +24,7 @@ LINES = ("zero-shot", "in-context", "probing")
 def long_rows(rows: Rows) -> list[dict[str, Any]]:
     """Of table `mezo-time`: milliseconds with one sequence of 2,048 tokens, by model: two passes, and MeZO's step.
 
-    `noise` is what the step that leaves w alone takes beyond two passes.
+    The last column is what the step that leaves w alone takes beyond two passes, for each billion of its weights.
     """
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -35,9 +37,14 @@ def long_rows(rows: Rows) -> list[dict[str, Any]]:
                 "MeZO, exact": ms["mezo"],
                 "MeZO, walk": ms["mezo walk"],
                 "exact beyond the passes": round(ms["mezo"] - passes, 1),
+                "for 10⁹ weights": round((ms["mezo"] - passes) * 1e9 / _weights(model), 1),
             }
         )
     return found
+
+
+def _weights(model: str) -> int:
+    return Architecture.of(published.config(model)).parameters
 
 
 def paper_rows(rows: Rows) -> list[dict[str, Any]]:

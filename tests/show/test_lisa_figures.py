@@ -80,7 +80,7 @@ def test_switches_show_what_grows():
     fig = lisa.switches_figure(series, 2.0, 6.0, 5.5)
     lines = [list(line.get_ydata()) for line in fig.axes[0].lines]
     assert lines[:2] == list(series.values()) and [line[0] for line in lines[2:]] == [2.0, 5.5, 6.0]
-    assert lisa.switches_finding(series) == "From first to last step: freed ×1.00, kept ×2.50"
+    assert lisa.switches_finding(series) == "States kept grow ×2.50 in 3 steps; freed ×1.00"
     words = lisa.switches_words(series, 2.0, 6.0, 5.5)
     assert "kept from 2.0 to 5.0 MiB" in words and "with all states 5.5" in words
     assert_titles_and_names_inside(fig)
@@ -95,7 +95,7 @@ def test_bottom_and_stale_are_their_rows():
     full = {"mib": 10.0, "gflop": 6.0}
     fig = lisa.bottom_figure(rows, full)
     assert [list(line.get_ydata()) for line in fig.axes[0].lines] == [[10.0, 10.0], [9.0, 9.0], [9.0, 6.0]]
-    assert lisa.bottom_finding(rows).startswith("The top layer alone: 67% of the bottom one's activations, 100%")
+    assert lisa.bottom_finding(rows, full).endswith("keeps: 90% with embedding, 90% to 60% without")
     words = lisa.bottom_words(rows, full)
     assert "layer 3 and nothing: 6.0 MiB" in words and "everything: 10.0 MiB" in words
     stale = [{"matrix": "q", "step": step, "own": 0.9, "old": 0.9 - step / 10} for step in (0, 2, 4)]
