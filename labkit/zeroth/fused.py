@@ -41,7 +41,7 @@ def _signed(half: int) -> int:
     return half - 2**32 if half >= 2**31 else half
 
 
-def _there(numbers: list, dtype: torch.dtype, device: torch.device) -> Tensor:
+def sent(numbers: list, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers on the device, without waiting for what the device does: from pinned memory."""
     return torch.tensor(numbers, dtype=dtype).pin_memory().to(device, non_blocking=True)
 
@@ -61,8 +61,8 @@ def write(
     tiles = -(-(count + (0 if aligned else 2 * (noise.LANES - 1))) // (noise.LANES * TILE))
     grid = (tiles * (len(rows) if rows is not None else 1),)
     keys = [[_signed(half) for half in noise.key(seed, name)] for seed, _ in terms]
-    rest = _there(keys[1:], torch.int32, out.device) if len(keys) > 1 else out
-    scales = _there([s for _, s in terms[1:]], torch.float32, out.device) if len(keys) > 1 else out
+    rest = sent(keys[1:], torch.int32, out.device) if len(keys) > 1 else out
+    scales = sent([s for _, s in terms[1:]], torch.float32, out.device) if len(keys) > 1 else out
     first = (*keys[0], terms[0][1]) if keys else (0, 0, 0.0)
     with torch.cuda.device(out.device):
         _write[grid](

@@ -93,7 +93,7 @@ class Book:
         for source, out, name in jobs:
             words += (source.data_ptr(), out.data_ptr(), out.numel(), self._numbers[name])
         like = jobs[0][1]
-        return Table(_sent(words, like.device), whole, like)
+        return Table(fused.sent(words, torch.int64, like.device), whole, like)
 
     def write(self, tables: Sequence[tuple[Table, Table]], moves: Sequence[Move]) -> None:
         """out ← the moves, one after the other, of source."""
@@ -152,16 +152,11 @@ class _Lines:
 
     def _add(self, term: Term, keys: list[int]) -> None:
         share = int.from_bytes(struct.pack("<ff", *term[1:]), "little", signed=True)
-        self.words[self._next].copy_(_sent([*keys, share], self.words.device))
+        self.words[self._next].copy_(fused.sent([*keys, share], torch.int64, self.words.device))
         if (old := self._whose[self._next]) is not None:
             del self._known[old]
         self._known[term], self._whose[self._next] = self._next, term
         self._next = (self._next + 1) % LINES
-
-
-def _sent(words: list[int], device: torch.device) -> Tensor:
-    """Numbers on the device, from pinned memory and in the order of what is queued: nothing waits for the device."""
-    return torch.tensor(words, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
 
 
 def launches(moves: Sequence[Move]) -> Iterator[tuple[list[Term], bool]]:

@@ -11,7 +11,7 @@ out in the next step's direction.
 `Perturbed` needs no change to the model: while it is on, every torch function that is given a trained tensor is given
 round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/64 of the weights' bytes,
 256 MiB at most), an embedding's for the rows that are looked up; what is left are norms, biases, adapters and prefixes,
-which are small, and on a GPU are made in one launch beforehand (`Perturbed.prepare`). So memory stays below 1.02 times
+which are small, and on a GPU are made in one launch together (`Perturbed.prepare`). So memory stays below 1.02 times
 that of inference. Given the weights of one block, it serves around that block alone: both sides can go through a model
 block after block, while only that block's weights are there.
 """
@@ -77,14 +77,12 @@ class Perturbed(TorchFunctionMode):
         super().__init__()
         self.terms, self._slot = [(seed, scale) for seed, scale in terms if scale], slot_bytes
         self.known = {alias: weight for weight in weights for alias in weight.aliases}
-        self._ready: dict[int, Tensor] = {}
+        self._small: Group | None = None
+        self._ready = False
 
     def prepare(self, small: Group | None) -> None:
-        """Make these copies at the point now, in one launch; they serve until the next call, and others no more."""
-        self._ready = {}
-        if small is not None and self.terms:
-            small.write([(self.terms, 1.0)])
-            self._ready = small.found
+        """From now on these are made together, when the first of them is needed, and others one by one."""
+        self._small, self._ready = small, False
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """`func` with what it takes of the trained tensors perturbed."""
@@ -108,10 +106,12 @@ class Perturbed(TorchFunctionMode):
         """A tensor at w + εz, where it is a trained one."""
         if isinstance(value, list | tuple) and self._known(value):
             return type(value)(map(self._there, value))
-        if (ready := self._ready.get(id(value))) is not None:
-            return ready
-        weight = self.known.get(id(value))
-        if weight is None:
+        if self._small is not None and id(value) in self._small.found:
+            if not self._ready:
+                self._small.write([(self.terms, 1.0)])
+                self._ready = True
+            return self._small.found[id(value)]
+        if (weight := self.known.get(id(value))) is None:
             return value
         out = torch.empty_like(weight.tensor)
         perturb.write(weight.tensor, out, weight.name, self.terms)

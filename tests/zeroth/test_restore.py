@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from labkit.adapters.prefix import PrefixTuning
 from labkit.adapters.tuning import Lora
 from labkit.zeroth import noise, perturb
+from labkit.zeroth.groups import Group, book_of, copies_of
 from labkit.zeroth.restore import ROWS, Exact, Perturbed, Walk, part_of
 
 AT = [(5, 3e-2), (6, 1e-2)]
@@ -199,3 +201,26 @@ def test_parts_fit_the_slot_are_of_about_one_size_and_of_whole_units(rows, most)
     assert size == rows or most < ROWS or size % ROWS == 0
     fits = max(1, most - most % ROWS if most >= ROWS else most)
     assert size == rows or -(-rows // size) <= -(-rows // fits), "more parts than needed"
+
+
+def test_small_tensors_are_made_together_when_the_first_is_needed_and_are_the_same():
+    model, ids = llama(), torch.arange(8)[None]
+    weights = perturb.trained(model)
+    small = [w for w in weights if w.tensor.dim() == 1]
+    group = Group(small, book_of(weights), copies_of(small))
+    sight = Perturbed(weights, [(3, 1e-2)], 2**20)
+    with torch.no_grad(), sight:
+        alone = model(input_ids=ids).logits
+    with mock.patch.object(Group, "write", autospec=True, side_effect=Group.write) as write, torch.no_grad():
+        sight.prepare(group)
+        with sight:
+            pass
+        assert not write.called, "what nobody asks for is not made"
+        with sight:
+            together = model(input_ids=ids).logits
+        assert write.call_count == 1 and len(small) > 1
+        sight.prepare(None)
+        with sight:
+            again = model(input_ids=ids).logits
+        assert write.call_count == 1
+    assert torch.equal(together, alone) and torch.equal(again, alone)

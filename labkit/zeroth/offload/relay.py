@@ -1,9 +1,9 @@
 """Several forward passes that take turns: each goes as far as the next piece, and waits there for the others.
 
 A piece is on the device for a short time, in which both sides (w + εz and w − εz) have to use it. So one pass runs up
-to its first module of the next piece and hands on to the other; when the last one has come there, the piece changes.
-Each pass is the model's own forward method in a thread of its own, whatever that method does before, between and after
-the blocks: no model has to be taken apart. Only one thread runs at a time, in an order that is always the same.
+to its first module of the next piece and hands on; when the last one comes there, the piece changes and it goes on (or
+the first one, where their order matters). Each pass is the model's own forward method in a thread of its own, so that
+no model has to be taken apart; only one thread runs at a time, in an order that is always the same.
 
     pass +    embedding                  C1 C2       C3 …
     pass −               embedding   C1         C2 C3   …
