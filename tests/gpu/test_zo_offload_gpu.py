@@ -10,6 +10,7 @@ from decoders import opt, wide_llama
 from transformers import AutoModelForCausalLM, masking_utils
 
 from labkit import published
+from labkit.bench.workers import clear
 from labkit.memory.lanes import Bus
 from labkit.memory.timeline import COMPUTE, DOWNLOAD, UPLOAD, Timeline
 from labkit.tasks import Batch
@@ -151,6 +152,8 @@ def test_the_host_waits_for_nothing(config, monkeypatch):
 
 def test_the_peak_is_a_few_slots_and_the_host_holds_the_blocks_once():
     """OPT-1.3B, 2.6 GB of weights: what stays, three thirds of a block, one slot, and the activations of a block."""
+    clear("cuda")
+    before = torch.cuda.memory_allocated()  # workspaces of cuBLAS, one for each thread and stream of the tests before
     config = published.config("opt-1.3b", dropout=0.0)
     model = at_random(config, torch.float16, Lodging(parts=3, device="cuda"))
     store = Store.of(model)
@@ -164,7 +167,7 @@ def test_the_peak_is_a_few_slots_and_the_host_holds_the_blocks_once():
     torch.cuda.reset_peak_memory_stats()
     method.step(batch)
     torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated()
+    peak = torch.cuda.max_memory_allocated() - before
     width, inner = config.hidden_size, config.ffn_dim
     activations = 2 * 1024 * 2 * (8 * width + 2 * inner) + 1024 * 1024 * 4 * 2  # of both sides, and a mask
     head = 1024 * 4096 * 12
@@ -173,7 +176,7 @@ def test_the_peak_is_a_few_slots_and_the_host_holds_the_blocks_once():
     with torch.device("meta"):
         whole = 2 * sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     assert method.predicted_bytes()["weights"] == method.device_bytes() < 0.2 * whole
-    assert peak <= bound, f"{peak / MIB:.0f} MiB, {bound / MIB:.0f} MiB by formula"
+    assert peak <= bound, f"{peak / MIB:.0f} MiB over {before / MIB:.0f}, {bound / MIB:.0f} MiB by formula"
     method.abandon()
 
 
