@@ -36,16 +36,18 @@ PUBLISHED = [
 ]
 
 
-def rows(scale: Scale) -> Iterator[dict]:
-    """The curves of every method and seed."""
-    trials = [replace(qlora.trial(name, "instructions", 0.0), evaluate_every=EVERY) for name in METHODS.values()]
+def rows(scale: Scale, done: list[dict] | None = None) -> Iterator[dict]:
+    """The curves of every method and seed; curves that are `done` are left out."""
+    seeds = {name: {row["seed"] for row in done or [] if row["method"] == name} for name in METHODS}
+    todo = {name: key for name, key in METHODS.items() if seeds[name] != set(SEEDS)}
+    trials = [replace(qlora.trial(key, "instructions", 0.0), evaluate_every=EVERY) for key in todo.values()]
     rates = tuned.best_rates(scale, trials, [RATES[trial.kind] for trial in trials])
     chosen = [replace(trial, learning_rate=rate) for trial, rate in zip(trials, rates, strict=True)]
-    for name, trial, runs in zip(METHODS, chosen, tuned.over_seeds(scale, chosen), strict=True):
+    for name, trial, runs in zip(todo, chosen, tuned.over_seeds(scale, chosen), strict=True):
         facts = {"model": scale.model, "method": name, "dtype": scale.dtype, "learning_rate": trial.learning_rate}
         for seed, run in zip(SEEDS, runs, strict=True):
-            for row in _curve(run):
-                yield facts | {"seed": seed} | row
+            if seed not in seeds[name]:
+                yield from (facts | {"seed": seed} | row for row in _curve(run))
 
 
 def _curve(run: Run) -> Iterator[dict]:
