@@ -27,7 +27,7 @@ from labkit.memory.timeline import COMPUTE
 from labkit.zeroth.offload.found import Coder, Found, Groups
 from labkit.zeroth.offload.moves import Moves
 from labkit.zeroth.offload.pieces import Piece, blocks
-from labkit.zeroth.offload.relay import BEGIN, END, TAIL, Relay
+from labkit.zeroth.offload.relay import BEGIN, END, TAIL, Crew, Relay
 from labkit.zeroth.offload.slots import Slots, phases
 from labkit.zeroth.offload.store import Store
 from labkit.zeroth.perturb import Terms, Weight
@@ -88,6 +88,7 @@ class Engine:
         self._resident, self._resident_version = self._found.rest, moves.made
         self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
         self._relay: Relay | None = None
+        self._crew = Crew()
         self.settle: Callable[[], None] = self.flush
         self._sides: Sequence[Side] = ()
         self._sights: list[Perturbed] = []
@@ -205,7 +206,7 @@ class Engine:
                 return objective()
 
         try:
-            return relay.run([lambda n=number: seen(n) for number in range(len(sides))], self.device)  # type: ignore[misc]
+            return relay.run([lambda n=number: seen(n) for number in range(len(sides))], self.device, self._crew)  # type: ignore[misc]
         except BaseException:
             self._leave(False)
             raise
@@ -290,6 +291,7 @@ class Engine:
     def close(self) -> None:
         """Take the hooks off, and give the places back. Moves that were not made are lost: `flush` comes before."""
         self._leave(False)
+        self._crew.close()
         self._hooks.close()
         self.slots.close()
         self.work = self.coder = None

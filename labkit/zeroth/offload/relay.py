@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -25,6 +26,31 @@ BEGIN, TAIL, END = -1, -2, -3  # places that are no piece: before the first, aft
 
 class _Abandoned(Exception):
     """Another pass has failed."""
+
+
+class Crew:
+    """The passes' threads, which outlive a run.
+
+    Some of what torch makes once is kept by thread: a fresh one plans cuDNN's attention anew, which takes 50 ms, and
+    asks for a workspace of cuBLAS.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._size = 0
+
+    def of(self, size: int) -> Executor:
+        """At least so many threads: passes wait for each other, so none may wait for a thread."""
+        if self._pool is None or self._size < size:
+            self.close()
+            self._pool, self._size = ThreadPoolExecutor(size, "labkit-pass"), size
+        return self._pool
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool, self._size = None, 0
 
 
 class Relay:
@@ -44,8 +70,8 @@ class Relay:
         self._me = threading.local()
         self._failed: BaseException | None = None
 
-    def run(self, works: Sequence[Callable[[], Any]], device: torch.device) -> list[Any]:
-        """What each returns; the first runs in this thread.
+    def run(self, works: Sequence[Callable[[], Any]], device: torch.device, crew: Crew) -> list[Any]:
+        """What each returns; the first runs in this thread, the others in the crew's.
 
         Raises whatever one of them raises.
         """
@@ -66,14 +92,16 @@ class Relay:
             except BaseException as error:
                 self._fail(error)
 
-        threads = [threading.Thread(target=one, args=(n,), name=f"labkit-pass-{n}") for n in range(1, len(works))]
-        for thread in threads:
-            thread.start()
-        self._turn(0)
-        self._go[0].release()
+        others = range(1, len(works))
+        running = [crew.of(len(others)).submit(one, number) for number in others]
+        try:
+            self._turn(0)
+        except BaseException as error:
+            self._fail(error)
+        else:
+            self._go[0].release()
         one(0)
-        for thread in threads:
-            thread.join()
+        wait(running)
         if self._failed is not None:
             raise self._failed
         return results
