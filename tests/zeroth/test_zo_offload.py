@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from offloads import BATCHES, COMMON, MODELS, TASK, LateBus, offloaded, pair, same, steps
@@ -11,6 +13,7 @@ from labkit.training import train
 from labkit.zeroth.mezo import Mezo, replay
 from labkit.zeroth.mezo_adapters import MezoLora
 from labkit.zeroth.offload.method import ZoOffloadLora
+from labkit.zeroth.offload.relay import Crew, Relay
 from labkit.zeroth.trajectory import Trajectory
 
 
@@ -125,6 +128,31 @@ def test_an_error_in_one_pass_ends_both_and_the_model_stays_usable():
     assert [method.step(batch).item() for batch in BATCHES[:3]] == losses
     method.close()
     assert same(model, before)
+
+
+def test_a_pass_keeps_its_thread_from_step_to_step_and_none_is_left():
+    """What torch keeps by thread, cuDNN's plans of attention say, is made once."""
+    seen = []
+
+    def objective(model, task, batch):
+        seen.append(threading.current_thread())
+        return task.loss(model, batch).item()
+
+    before = threading.active_count()
+    steps(method := offloaded(**COMMON, objective=objective), MODELS["llama"](), 3)
+    assert len({*seen[::2]}) == len({*seen[1::2]}) == 1 and len({*seen}) == 2
+    method.close()
+    assert threading.active_count() == before
+
+
+def test_a_relay_that_cannot_begin_ends():
+    def turn(number):
+        raise ZeroDivisionError
+
+    crew = Crew()
+    with pytest.raises(ZeroDivisionError):
+        Relay(2, lambda place: None, turn, ordered=False).run([int, int], torch.device("cpu"), crew)
+    crew.close()
 
 
 def test_trajectories_are_mezos(tmp_path):
