@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from labkit.bench.lora_rank import MIDDLE
 from labkit.errors import LabError
 from labkit.show.display import table
 from labkit.show.style import CYCLE, DASHES, PALETTE
@@ -79,8 +80,16 @@ def spans(rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
 
 
 def _ranks_finding(rows: Sequence[dict[str, Any]]) -> str:
-    by_rank, by_targets, noise = spans(rows)
-    return f"Ranks differ by up to {by_rank:.1f} points, targets by {by_targets:.1f}, seeds by ± {noise:.1f}"
+    """Ranks above that at which the rates were chosen stand apart: what they lose may be the rate's."""
+    within = [row for row in rows if row["rank"] <= MIDDLE]
+    by_rank, by_targets, noise = spans(within or rows)
+    said = f"Ranks differ by up to {by_rank:.1f} points, targets by {by_targets:.1f}, seeds by ± {noise:.1f}"
+    if not within or len(within) == len(rows):
+        return said
+    above = [row for row in rows if row["rank"] > MIDDLE]
+    least = min(above, key=lambda row: row["accuracy"])
+    fallen = f"Rank {least['rank']}: {100 * least['accuracy']:.1f} % at the least"
+    return f"Up to rank {MIDDLE}: {said[0].lower()}{said[1:]}\n{fallen}"
 
 
 def ranks_words(rows: Sequence[dict[str, Any]]) -> str:

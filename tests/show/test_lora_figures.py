@@ -126,6 +126,12 @@ def test_ranks_are_compared_with_the_seeds_spread():
     words = lora_tables.ranks_words(rank_rows())
     assert "q,v rank 8: 81.0 ± 2.0 %" in words and "for tiny" in words and "another" not in words
     assert_titles_and_names_inside(fig)
+    large = [{"model": "tiny", "targets": "q", "rank": 64, "accuracy": 0.6, "accuracy_std": 0.2}]
+    fig = lora_tables.ranks_figure(rank_rows() + large)  # its rate was chosen for another rank
+    title = fig.axes[0].get_title(loc="left").splitlines()
+    assert title[0] == "Up to rank 8: ranks differ by up to 4.0 points, targets by 10.0, seeds by ± 2.0"
+    assert title[1] == "Rank 64: 60.0 % at the least"
+    assert_titles_and_names_inside(fig)
     with pytest.raises(LabError, match="labkit bench lora-rank"):
         lora_tables.ranks_figure([])
 
