@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from decoders import opt, wide_llama
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, masking_utils
 
 from labkit import published
@@ -17,7 +19,7 @@ from labkit.tasks import Batch
 from labkit.zeroth import fused
 from labkit.zeroth.mezo import Mezo, replay
 from labkit.zeroth.offload.engine import Engine
-from labkit.zeroth.offload.head import NextToken
+from labkit.zeroth.offload.head import NextToken, next_token_loss
 from labkit.zeroth.offload.load import at_random, on_device
 from labkit.zeroth.offload.method import ZoOffload, ZoOffloadLora
 from labkit.zeroth.offload.store import Lodging, Store
@@ -114,14 +116,18 @@ def test_no_copy_is_used_before_it_is_there_and_no_place_before_it_is_free(late,
     assert run(ZoOffload(**COMMON, write_back=1, slots=2), other, 5) == losses and same(model, other)
 
 
-@pytest.mark.parametrize("config", [OPT, wide_llama()], ids=["opt", "llama"])
-def test_the_host_waits_for_nothing(config, monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [(OPT, {"write_back": 2}), (wide_llama(), {"write_back": 2}), (OPT, {"transfer": "int8", "renew": 1})],
+    ids=["opt", "llama", "coded anew"],
+)
+def test_the_host_waits_for_nothing(config, settings, monkeypatch):
     """Queueing both passes: torch would raise at the first synchronisation. The step itself reads two losses.
 
     transformers asks the device once before the first block: of a Llama, whether sequences are packed, and in its
     older releases of an OPT, whether anything is padded. Nothing else may.
     """
-    method, model = ZoOffload(**COMMON, write_back=2, parts=3), model_of(config, torch.float16)
+    method, model = ZoOffload(**COMMON, **settings, parts=3), model_of(config, torch.float16)
     method.prepare(model, NextToken(), 100)
 
     def may_ask(asks):
@@ -148,6 +154,27 @@ def test_the_host_waits_for_nothing(config, monkeypatch):
         torch.cuda.set_sync_debug_mode("default")
     assert len(found) == 2 and all(torch.isfinite(loss) for loss in found)
     method.close()
+
+
+def test_the_loss_is_cross_entropys_in_a_launch_for_each_part_of_the_logits():
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 2000, device="cuda", dtype=torch.float16)
+    hidden, targets = torch.randn(300, 64, device="cuda").half(), torch.randint(2000, (300,), device="cuda")
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CUDA]) as seen:
+        found = next_token_loss(hidden, head, targets, words=512, tokens=128)
+        torch.cuda.synchronize()
+    parts = 4 * 3
+    assert sum(event.count for event in seen.key_averages() if event.key == "_fold") == parts
+    assert sum(event.count for event in seen.key_averages() if event.device_type == DeviceType.CUDA) <= 4 * parts
+    weights, biases = head.weight.detach().split(512), head.bias.detach().split(512)
+    pieces = [
+        [torch.nn.functional.linear(h, *wb) for h in hidden.split(128)] for wb in zip(weights, biases, strict=True)
+    ]
+    logits = torch.cat([torch.cat(some) for some in pieces], 1)
+    expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
+    assert (found - expected).abs().max() < 2e-5
+    with_backward = next_token_loss(hidden, head, targets, words=512, tokens=128)
+    assert with_backward.requires_grad and (with_backward - found).abs().max() < 2e-5
 
 
 def test_the_peak_is_a_few_slots_and_the_host_holds_the_blocks_once():

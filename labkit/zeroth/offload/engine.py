@@ -163,7 +163,7 @@ class Engine:
         self.store.bind(piece)
         write = write and self._version > self.store.versions[piece.index]
         here = self._found.parameters[piece.index][self._slot]
-        codes = self.coder.code(piece, here) if self.coder and write else None
+        codes = self.coder.code(piece, here, self._slot) if self.coder and write else None
         self.slots.give(piece.index, self._version if write else None, self._freed, codes)
         self._place = BEGIN
 

@@ -51,7 +51,10 @@ class Format(Protocol):
         """Read them back."""
 
     def reader(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> Callable[[], None]:
-        """The same, to be called again and again for other values in the same places."""
+        """`decode`, to be called again and again for other values in the same places."""
+
+    def writer(self, piece: Piece, values: Sequence[Tensor], payload: Tensor) -> Callable[[], None]:
+        """`encode`, likewise. On a GPU nothing waits: what has no code is not refused, and reads back as no number."""
 
 
 def views(piece: Piece, flat: Tensor) -> list[Tensor]:
@@ -80,6 +83,10 @@ class Plain:
     def reader(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> Callable[[], None]:
         """A copy."""
         return lambda: self.decode(piece, payload, out)
+
+    def writer(self, piece: Piece, values: Sequence[Tensor], payload: Tensor) -> Callable[[], None]:
+        """A copy."""
+        return lambda: self.encode(piece, values, payload)
 
 
 class Coded:
@@ -130,18 +137,12 @@ class Coded:
 
     def reader(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> Callable[[], None]:
         """`decode` from one place to another, again and again."""
-        plain, coded = [], []
-        for (entry, codes, scales), target in zip(self._walk(piece, payload), out, strict=True):
-            if len(scales):
-                absmax = scales.view(torch.float32)
-                coded.append((Quantized(codes, absmax, None, self.book, self.block, entry.shape, entry.dtype), target))
-            else:
-                plain.append((target, codes.view(entry.dtype).view(entry.shape)))
-        fused = bool(coded) and kernels.usable(coded[0][0].codes, self.block)
+        plain, coded = self._matched(piece, payload, out)
+        fused = self._fused(coded)
 
         def read() -> None:
             if plain:  # biases and norms, in one launch
-                torch._foreach_copy_([target for target, _ in plain], [source for _, source in plain])
+                torch._foreach_copy_([target for _, target in plain], [source for source, _ in plain])
             for found, target in coded:
                 if fused:
                     kernels.dequantize(found, target.view(-1))
@@ -149,6 +150,37 @@ class Coded:
                     target.copy_(found.dequantize())
 
         return read
+
+    def writer(self, piece: Piece, values: Sequence[Tensor], payload: Tensor) -> Callable[[], None]:
+        """`encode` from one place to another, again and again."""
+        plain, coded = self._matched(piece, payload, values)
+        if not self._fused(coded):
+            return lambda: self.encode(piece, values, payload)
+
+        def write() -> None:
+            if plain:
+                torch._foreach_copy_([target for target, _ in plain], [source for _, source in plain])
+            for found, value in coded:
+                kernels.quantize(value.view(-1), self.book, self.block, found.codes, found.absmax)
+
+        return write
+
+    def _matched(
+        self, piece: Piece, payload: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Quantized, Tensor]]]:
+        """What lies in the payload beside the piece's tensors: what is as it is, and what is coded."""
+        plain, coded = [], []
+        for (entry, codes, scales), tensor in zip(self._walk(piece, payload), tensors, strict=True):
+            if len(scales):
+                absmax = scales.view(torch.float32)
+                coded.append((Quantized(codes, absmax, None, self.book, self.block, entry.shape, entry.dtype), tensor))
+            else:
+                plain.append((codes.view(entry.dtype).view(entry.shape), tensor))
+        return plain, coded
+
+    def _fused(self, coded: Sequence[tuple[Quantized, Tensor]]) -> bool:
+        """Whether a kernel serves them."""
+        return bool(coded) and kernels.usable(coded[0][0].codes, self.block)
 
 
 def named(transfer: str) -> Plain | Coded:

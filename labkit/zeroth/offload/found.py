@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,17 @@ class Coder:
 
     def __init__(self, store: Store, device: torch.device):
         self._store, self._last = store, 0
+        self._writers: dict[tuple[int, int], Callable[[], None]] = {}
         self.buffer = torch.empty(store.largest[0], dtype=torch.uint8, device=device)
 
-    def code(self, piece: Piece, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """The codes of a piece, once those before are on the host."""
+    def code(self, piece: Piece, parameters: Sequence[nn.Parameter], place: int) -> Tensor:
+        """The codes of a piece whose parameters are at a place, once those before are on the host."""
         self._store.written[self._last].gate()
         self._last = piece.index
         codes = self.buffer[: len(self._store.payloads[piece.index])]
-        self._store.format.encode(piece, [p.detach() for p in parameters], codes)
+        if (key := (piece.index, place)) not in self._writers:
+            self._writers[key] = self._store.format.writer(piece, [p.detach() for p in parameters], codes)
+        self._writers[key]()
         return codes
 
 

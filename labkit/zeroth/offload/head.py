@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from labkit.tasks import Batch
+from labkit.zeroth.offload import fold
 
 
 def next_token_loss(
@@ -44,13 +45,20 @@ def next_token_loss(
         bias = None if head.bias is None else head.bias.narrow(0, begin, length)
         for start in range(0, len(hidden), tokens):
             some = slice(start, start + tokens)
-            logits = F.linear(hidden[some], weight, bias).float()
-            total[some] = torch.logaddexp(total[some], logits.logsumexp(-1))
-            place = targets[some] - begin
-            inside = (place >= 0) & (place < length)
-            found = logits.gather(1, place.clamp(0, length - 1)[:, None])[:, 0]
-            chosen[some] = torch.where(inside, found, chosen[some])
+            logits = F.linear(hidden[some], weight, bias)
+            step = fold.fold if fold.usable(logits) else _fold
+            step(logits, begin, targets[some], total[some], chosen[some])
     return total - chosen
+
+
+def _fold(logits: Tensor, begin: int, targets: Tensor, total: Tensor, chosen: Tensor) -> None:
+    """`fold.fold` as torch functions."""
+    logits, length = logits.float(), logits.shape[1]
+    total.copy_(torch.logaddexp(total, logits.logsumexp(-1)))
+    place = targets - begin
+    inside = (place >= 0) & (place < length)
+    found = logits.gather(1, place.clamp(0, length - 1)[:, None])[:, 0]
+    chosen.copy_(torch.where(inside, found, chosen))
 
 
 @dataclass(frozen=True)
