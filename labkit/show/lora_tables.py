@@ -142,11 +142,16 @@ def _plus_finding(rows: Sequence[dict[str, Any]]) -> str:
         return "None of these runs reached the loss"
     plain = [row for row in reached if row["ratio"] == 1]
     best = min(reached, key=lambda row: row["steps_to_loss"])
-    said = f"Fastest: ratio {best['ratio']:g} at rate {best['learning_rate']:g}, {best['steps_to_loss']:.0f} steps"
+    said = f"Fastest: ratio {best['ratio']:g} at rate {best['learning_rate']:g}, {_steps(best)} steps"
     if not plain:
         return f"{said}; none at ratio 1"
     lora = min(plain, key=lambda row: row["steps_to_loss"])
-    return f"{said}; at ratio 1, {lora['steps_to_loss']:.0f}"
+    return f"{said}; at ratio 1, {_steps(lora)}"
+
+
+def _steps(row: dict[str, Any]) -> str:
+    """Steps until the loss, with their spread over seeds."""
+    return f"{row['steps_to_loss']:.0f} ± {row['steps_to_loss_std'] or 0:.0f}"
 
 
 def plus_words(rows: Sequence[dict[str, Any]]) -> str:

@@ -147,7 +147,7 @@ def plus_rows(steps=(40, 20, None, 15)):
 def test_the_best_ratio_is_held_against_the_best_single_rate():
     fig = lora_tables.plus_figure(plus_rows())
     title = fig.axes[0].get_title(loc="left")
-    assert title == "Fastest: ratio 4 at rate 0.001, 15 steps; at ratio 1, 40"
+    assert title == "Fastest: ratio 4 at rate 0.001, 15 ± 1 steps; at ratio 1, 40 ± 1"
     assert [list(c.lines[0].get_ydata()) for c in fig.axes[0].containers] == [[40, 20], [15]]
     words = lora_tables.plus_words(plus_rows())
     assert "rate 0.001, ratio 1: never" in words
