@@ -13,7 +13,7 @@ from labkit.training import train
 from labkit.zeroth.mezo import Mezo, replay
 from labkit.zeroth.mezo_adapters import MezoLora
 from labkit.zeroth.offload.method import ZoOffloadLora
-from labkit.zeroth.offload.relay import Crew, Relay
+from labkit.zeroth.offload.relay import Relay
 from labkit.zeroth.trajectory import Trajectory
 
 
@@ -148,10 +148,8 @@ def test_a_relay_that_cannot_begin_ends():
     def turn(number):
         raise ZeroDivisionError
 
-    crew = Crew()
     with pytest.raises(ZeroDivisionError):
-        Relay(2, lambda place: None, turn, ordered=False).run([int, int], torch.device("cpu"), crew)
-    crew.close()
+        Relay(2, lambda place: None, turn, ordered=False).run([int, int], torch.device("cpu"))
 
 
 def test_trajectories_are_mezos(tmp_path):

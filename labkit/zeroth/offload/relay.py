@@ -70,8 +70,8 @@ class Relay:
         self._me = threading.local()
         self._failed: BaseException | None = None
 
-    def run(self, works: Sequence[Callable[[], Any]], device: torch.device, crew: Crew) -> list[Any]:
-        """What each returns; the first runs in this thread, the others in the crew's.
+    def run(self, works: Sequence[Callable[[], Any]], device: torch.device, crew: Crew | None = None) -> list[Any]:
+        """What each returns; the first runs in this thread, the others in the crew's, or in threads of this run.
 
         Raises whatever one of them raises.
         """
@@ -92,8 +92,9 @@ class Relay:
             except BaseException as error:
                 self._fail(error)
 
+        own = Crew()
         others = range(1, len(works))
-        running = [crew.of(len(others)).submit(one, number) for number in others]
+        running = [(crew or own).of(len(others)).submit(one, number) for number in others]
         try:
             self._turn(0)
         except BaseException as error:
@@ -102,6 +103,7 @@ class Relay:
             self._go[0].release()
         one(0)
         wait(running)
+        own.close()
         if self._failed is not None:
             raise self._failed
         return results
