@@ -84,8 +84,8 @@ def need_rows(models: Sequence[str] = SIZES, slots: int = 3) -> list[dict[str, A
             "weights": whole.weights,
             "a block": whole.slot,
             "stays": whole.stays,
-            f"{slots} slots": whole.device(slots),
-            f"{slots} slots of a third": thirds.device(slots),
+            f"stays + {slots} slots": whole.device(slots),
+            f"stays + {slots} of a third": thirds.device(slots),
         }
         found.append({"model": model, **{name: round(size / GB, 2) for name, size in sizes.items()}})
     return found

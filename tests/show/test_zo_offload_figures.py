@@ -65,7 +65,7 @@ def test_the_need_figure_says_what_a_card_holds():
     with pytest.raises(UnknownNameError):
         figures.needs("opt-3b")
     [row] = figures.need_rows(["opt-13b"], slots=2)
-    assert row["2 slots"] == round(figures.needs("opt-13b").device(2) / 1e9, 2)
+    assert row["stays + 2 slots"] == round(figures.needs("opt-13b").device(2) / 1e9, 2)
 
 
 def test_a_machine_is_fitted_from_mezos_steps():
