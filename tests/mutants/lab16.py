@@ -85,14 +85,14 @@ MUTANTS = {
     "flush-not-written": _wrong(
         FLUSH, BOTH, "Up to date on the GPU, and never written back.", "host.download(i, block)", "pass"),
     "flush-version-first": _wrong(
-        FLUSH, HIDDEN, "A block whose download fails says that it is up to date.",
+        FLUSH, BOTH, "A block whose download fails says that it is up to date.",
         "block = host.upload(i)", "versions[i] = len(updates)\n    block = host.upload(i)"),
     "flush-versions-at-the-end": _wrong(
         FLUSH, HIDDEN, "An error leaves the versions of blocks that were written: their updates are made twice.",
         "    versions[i] = len(updates)\n", "",
         "return count", "versions[:] = [len(updates)] * len(versions)\nreturn count"),
     "flush-error-swallowed": _wrong(
-        FLUSH, HIDDEN, "A full disk is nobody's concern.",
+        FLUSH, BOTH, "A full disk is nobody's concern.",
         "    host.download(i, block)\n",
         "    try:\n        host.download(i, block)\n    except OSError:\n        continue\n"),
     "flush-counts-all": _wrong(
