@@ -31,8 +31,9 @@ def test_every_row_is_measured_and_zo_offload_is_mezo():
     assert [(r["renew"], r["moves"]) for r in coded] == [*((k, k + 1) for k, _ in zo_offload.RENEWED), (0, 1), (0, 4)]
     assert all(r["losses"][0] != mezo["losses"][0] for r in coded)
     assert all(r["losses"][0] == pytest.approx(mezo["losses"][0], abs=1e-2) for r in coded)
-    for row in coded:  # in fp32, coded blocks take about a quarter, with what aligns them
-        assert 0.2 < row["blocks_gib"] / plain[0]["blocks_gib"] - bool(row["renew"]) < 0.4
+    whole = {r["parts"]: r["blocks_gib"] for r in plain}
+    for row in coded:  # in fp32, coded blocks take a little more than a quarter
+        assert 0.25 < row["blocks_gib"] / whole[row["parts"]] - bool(row["renew"]) < 0.4
     assert {r["transfer"] for r in main if r["method"] == "zo-offload-lora"} == {"int8", "nf4", ""}
     assert [r["cap_gb"] for r in rows if r["cap_gb"]] == [zo_offload.CAP_GB]
     again = list(zo_offload.rows(SCALE, rows[1:]))

@@ -137,12 +137,12 @@ class Coded:
 
     def reader(self, piece: Piece, payload: Tensor, out: Sequence[Tensor]) -> Callable[[], None]:
         """`decode` from one place to another, again and again."""
-        plain, coded = self._matched(piece, payload, out)
+        there, here, coded = self._matched(piece, payload, out)
         fused = self._fused(coded)
 
         def read() -> None:
-            if plain:  # biases and norms, in one launch
-                torch._foreach_copy_([target for _, target in plain], [source for source, _ in plain])
+            if here:  # biases and norms, in one launch
+                torch._foreach_copy_(here, there)
             for found, target in coded:
                 if fused:
                     kernels.dequantize(found, target.view(-1))
@@ -153,13 +153,13 @@ class Coded:
 
     def writer(self, piece: Piece, values: Sequence[Tensor], payload: Tensor) -> Callable[[], None]:
         """`encode` from one place to another, again and again."""
-        plain, coded = self._matched(piece, payload, values)
+        there, here, coded = self._matched(piece, payload, values)
         if not self._fused(coded):
             return lambda: self.encode(piece, values, payload)
 
         def write() -> None:
-            if plain:
-                torch._foreach_copy_([target for target, _ in plain], [source for _, source in plain])
+            if here:
+                torch._foreach_copy_(there, here)
             for found, value in coded:
                 kernels.quantize(value.view(-1), self.book, self.block, found.codes, found.absmax)
 
@@ -167,16 +167,17 @@ class Coded:
 
     def _matched(
         self, piece: Piece, payload: Tensor, tensors: Sequence[Tensor]
-    ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Quantized, Tensor]]]:
-        """What lies in the payload beside the piece's tensors: what is as it is, and what is coded."""
-        plain, coded = [], []
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Quantized, Tensor]]]:
+        """What is as it is, in the payload and among the piece's tensors; and pairs of what is coded."""
+        there, here, coded = [], [], []
         for (entry, codes, scales), tensor in zip(self._walk(piece, payload), tensors, strict=True):
             if len(scales):
                 absmax = scales.view(torch.float32)
                 coded.append((Quantized(codes, absmax, None, self.book, self.block, entry.shape, entry.dtype), tensor))
             else:
-                plain.append((codes.view(entry.dtype).view(entry.shape), tensor))
-        return plain, coded
+                there.append(codes.view(entry.dtype).view(entry.shape))
+                here.append(tensor)
+        return there, here, coded
 
     def _fused(self, coded: Sequence[tuple[Quantized, Tensor]]) -> bool:
         """Whether a kernel serves them."""

@@ -39,15 +39,16 @@ def next_token_loss(
     count = head.weight.shape[0]
     total = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
     chosen = torch.zeros_like(total)
+    shares = [slice(start, start + tokens) for start in range(0, len(hidden), tokens)]
+    parts = [(hidden[some], targets[some], total[some], chosen[some]) for some in shares]
     for begin in range(0, count, words):
         length = min(words, count - begin)
         weight = head.weight.narrow(0, begin, length)
         bias = None if head.bias is None else head.bias.narrow(0, begin, length)
-        for start in range(0, len(hidden), tokens):
-            some = slice(start, start + tokens)
-            logits = F.linear(hidden[some], weight, bias)
+        for part, *rest in parts:
+            logits = F.linear(part, weight, bias)
             step = fold.fold if fold.usable(logits) else _fold
-            step(logits, begin, targets[some], total[some], chosen[some])
+            step(logits, begin, *rest)
     return total - chosen
 
 
