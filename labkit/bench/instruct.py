@@ -7,6 +7,7 @@ before. Each method has the learning rate that was best for it on the validation
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -37,17 +38,26 @@ PUBLISHED = [
 
 
 def rows(scale: Scale, done: list[dict] | None = None) -> Iterator[dict]:
-    """The curves of every method and seed; curves that are `done` are left out."""
-    seeds = {name: {row["seed"] for row in done or [] if row["method"] == name} for name in METHODS}
-    todo = {name: key for name, key in METHODS.items() if seeds[name] != set(SEEDS)}
-    trials = [replace(qlora.trial(key, "instructions", 0.0), evaluate_every=EVERY) for key in todo.values()]
-    rates = tuned.best_rates(scale, trials, [RATES[trial.kind] for trial in trials])
-    chosen = [replace(trial, learning_rate=rate) for trial, rate in zip(trials, rates, strict=True)]
-    for name, trial, runs in zip(todo, chosen, tuned.over_seeds(scale, chosen), strict=True):
-        facts = {"model": scale.model, "method": name, "dtype": scale.dtype, "learning_rate": trial.learning_rate}
+    """The curves of every method and seed; not those `done`, whose methods keep the rate that they had."""
+    before = done or []
+    known = {(row["method"], row["seed"], row["step"]) for row in before}
+    todo = {name: qlora.trial(key, "instructions", 0.0) for name, key in METHODS.items() if not _whole(name, known)}
+    rates = {row["method"]: row["learning_rate"] for row in before}
+    new = [name for name in todo if name not in rates]
+    found = tuned.best_rates(scale, [todo[name] for name in new], [RATES[todo[name].kind] for name in new])
+    rates |= dict(zip(new, found, strict=True))
+    chosen = [replace(todo[name], learning_rate=rates[name], evaluate_every=EVERY) for name in todo]
+    for name, runs in zip(todo, tuned.over_seeds(scale, chosen), strict=True):
+        facts = {"model": scale.model, "method": name, "dtype": scale.dtype, "learning_rate": rates[name]}
         for seed, run in zip(SEEDS, runs, strict=True):
-            if seed not in seeds[name]:
-                yield from (facts | {"seed": seed} | row for row in _curve(run))
+            own = (facts | {"seed": seed} | row for row in _curve(run))
+            yield from (row for row in own if (name, seed, row["step"]) not in known)
+
+
+def _whole(name: str, known: set[tuple[str, int, int]]) -> bool:
+    """Whether a method has the curves of all seeds, none of them cut off."""
+    points = Counter(seed for method, seed, _ in known if method == name)
+    return set(points) == set(SEEDS) and len({*points.values()}) == 1
 
 
 def _curve(run: Run) -> Iterator[dict]:

@@ -186,3 +186,13 @@ def test_instruct_has_curves_of_every_seed(monkeypatch):
         (method, seed, step) for method in instruct.METHODS for seed in (0, 1, 2) for step in (2, steps)
     ]
     assert all(row["train_loss"] > 0 and row["loss"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_instruct_goes_on_in_the_middle_of_a_curve(monkeypatch, watched):
+    monkeypatch.setattr(instruct, "EVERY", 2)
+    monkeypatch.setattr(instruct, "METHODS", {name: instruct.METHODS[name] for name in ("full", "lora")})
+    rows = list(instruct.rows(SCALE))
+    cut = len(rows) - 1  # the last seed of LoRA lacks its last point
+    watched.clear()
+    assert list(instruct.rows(SCALE, rows[:cut])) == rows[cut:]
+    assert {trial.part for _, trial in watched} == {"test"} and len(watched) == 3, "one method, and its rate is known"
