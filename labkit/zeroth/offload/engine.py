@@ -234,7 +234,7 @@ class Engine:
         self._span.__enter__()
         self._catch_up(side.version)
         beside = bool(side.terms) and self._place >= 0
-        self._sights[number].prepare(self._groups.small(self._place, self._slot) if beside else None)
+        self._sights[number].prepare(self._groups.beside(self._place, self._slot) if beside else None)
         assert self._relay is not None
         if side.version > self._resident_version and all(place == END for place in self._relay.places[:number]):
             self._catch_up_resident(side.version)

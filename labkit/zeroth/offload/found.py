@@ -69,7 +69,7 @@ class Groups:
     Args:
         found: of the same run.
         weights: all that trains.
-        most: bytes of a piece's small tensors that are made at w ± εz in one launch.
+        most: bytes of a piece's tensors that are made at w ± εz in one launch.
 
     Attributes:
         rest: what trains and stays.
@@ -80,13 +80,19 @@ class Groups:
         self.rest = Group(found.rest, self._book)
         self._here: dict[tuple[int, int], Group] = {}
         self._beside: dict[tuple[int, int], Group] = {}
-        self._flat = self._room()
+        self._flat: Tensor | None = None
 
     def _room(self) -> Tensor | None:
-        """For the small tensors of any piece, one piece after the other."""
-        sizes = [bytes_of(small_of(at[0], self._most)) for at in self._found.trained]
-        lying = [w.tensor.device for at in self._found.trained for w in at[0]]
-        return torch.empty(max(sizes), dtype=torch.uint8, device=lying[0]) if lying else None
+        """For the tensors of any piece that are made together, one piece after the other."""
+        if self._flat is None:
+            sizes = [bytes_of(self._together(at[0])) for at in self._found.trained]
+            lying = [w.tensor.device for at in self._found.trained for w in at[0]]
+            self._flat = torch.empty(max(sizes), dtype=torch.uint8, device=lying[0]) if lying else None
+        return self._flat
+
+    def _together(self, weights: Sequence[Weight]) -> list[Weight]:
+        """As many as the room takes, large ones too: of a block that travels in thirds it takes all."""
+        return small_of(weights, self._most, each=self._most)
 
     def here(self, index: int, place: int) -> Group:
         """A piece's tensors, in place."""
@@ -95,12 +101,12 @@ class Groups:
             self._here[key] = Group(self._found.trained[index][place], self._book)
         return self._here[key]
 
-    def small(self, index: int, place: int) -> Group:
-        """Copies of its small ones, in the same room for all pieces."""
+    def beside(self, index: int, place: int) -> Group:
+        """Copies of them, in the same room for all pieces."""
         key = index, place
         if key not in self._beside:
-            small = small_of(self._found.trained[index][place], self._most)
-            self._beside[key] = Group(small, self._book, copies_of(small, self._flat if small else None))
+            some = self._together(self._found.trained[index][place])
+            self._beside[key] = Group(some, self._book, copies_of(some, self._room() if some else None))
         return self._beside[key]
 
 
