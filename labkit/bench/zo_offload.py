@@ -87,7 +87,7 @@ _CAPPED = (("opt-175b", "nf4"), ("opt-66b", "int8"), ("opt-66b", ""), ("opt-175b
 _GPU = Plan("opt-13b", 2048, "float16", (8, 4, 1, 2, 16), (8, 2, 4), ("opt-30b",), _GRID, _CAPPED, 8, 16)
 _CPU = Plan("llama-3x64", 16, "float32", (1, 2), (2,), (), (("llama-2x64", "float16"),), (("llama-2x64", "nf4"),), 2, 4)
 CAP_GB, CODED_TIMED = 24.0, 3
-RENEWED = ((8, 1), (8, 3), (6, 1))  # uploads between codings, and parts of a block
+RENEWED = ((8, 3, 3), (8, 3, 5), (6, 3, 7), (8, 1, 3))  # uploads between codings, parts of a block, and slots
 
 
 def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
@@ -117,7 +117,7 @@ def settings(plan: Plan) -> Iterator[Setting]:
     mezo, offload = pair(plan.model, plan.dtype, 1, first)
     yield from (mezo, offload)
     coded = replace(offload, transfer="int8", write_back=0, moves=1)
-    yield from (replace(coded, renew=k, moves=k + 1, parts=parts) for k, parts in RENEWED)
+    yield from (replace(coded, renew=k, moves=k + 1, parts=parts, slots=n) for k, parts, n in RENEWED)
     yield from (coded, replace(coded, moves=plan.later))
     for batch in plan.batches[:1]:
         yield from pair(plan.model, plan.dtype, batch, 1)
