@@ -7,7 +7,7 @@ their masks are in `labkit.show.conversations`, the chat box in `labkit.show.cha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
@@ -209,8 +209,12 @@ def instruct_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for method, points in instruct_means(rows, column).items():
             colour, dash, marker = _look(method)
             axis.plot(*zip(*points, strict=True), linestyle=dash, marker=marker, color=colour, label=method)
+            steps, means = zip(*points, strict=True)
+            spread = [_spread(rows, method, step, column) for step in steps]
+            low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
+            axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
         axis.set(xlabel="step", title=f"{name} loss")
-    axes[0].set_ylabel("nats, mean of the seeds")
+    axes[0].set_ylabel("nats, mean of the seeds ± deviation")
     axes[1].legend(fontsize="small")
     fig.suptitle(instruct_finding(rows), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
@@ -224,6 +228,12 @@ def instruct_means(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, 
         steps = sorted({row["step"] for row in own})
         found[method] = [(step, fmean(row[column] for row in own if row["step"] == step)) for step in steps]
     return found
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], method: str, step: int, column: str) -> float:
+    """The deviation over seeds; 0 for one seed."""
+    values = [row[column] for row in rows if row["method"] == method and row["step"] == step]
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def instruct_finding(rows: Sequence[Mapping[str, Any]]) -> str:
