@@ -3,8 +3,9 @@
 Rows with step 0 train nothing in the model: the prompt alone ("zero-shot"), solved examples in it ("in-context"), and
 a linear classifier on the model's features ("probing"). The others are evaluations on the way of whole trainings, one
 row a method, seed and evaluation; `seconds` is the steps so far by the step time of a short run alone. MeZO's rates
-are those that were best on the validation part after the plan's `rate_steps`; fine-tuning has one rate. The small
-model's weights are fp32 where all are perturbed; beside adapters they have the scale's dtype.
+are those that were best on the validation part after whole runs, since a rate that is the best of some hundred steps
+may lose everything later; fine-tuning has one rate. The small model's weights are fp32 where all are perturbed; beside
+adapters they have the scale's dtype.
 """
 
 from __future__ import annotations
@@ -29,17 +30,16 @@ SHOTS = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of MeZO, of the choice of its rates, between its evaluations, and between fine-tuning's."""
+    """Steps of MeZO, between its evaluations, and between fine-tuning's."""
 
     steps: int
-    rate_steps: int
     every: int
     full_every: int
 
 
-PLANS = {"tiny": Plan(24, 8, 8, 4), "small": Plan(2000, 400, 250, 21), "full": Plan(2000, 400, 250, 21)}
+PLANS = {"tiny": Plan(24, 8, 4), "small": Plan(2000, 250, 21), "full": Plan(2000, 250, 21)}
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
-    "mezo": ("labkit.zeroth.mezo:Mezo", {}, (1e-6, 3e-6, 1e-5)),
+    "mezo": ("labkit.zeroth.mezo:Mezo", {}, (3e-6, 1e-5, 3e-5)),
     "mezo-lora": ("labkit.zeroth.mezo_adapters:MezoLora", {}, (1e-4, 3e-4, 1e-3)),
     "mezo-prefix": ("labkit.zeroth.mezo_adapters:MezoPrefix", {}, (1e-2, 3e-2, 1e-1)),
 }
@@ -57,8 +57,8 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     # Alone on the machine, and so before the others start.
     alone = {name: tuned.spent(tuned.timed(scale, trial(name, plan))) for name in names}
     tried = [name for name in names if name in METHODS]
-    short = [replace(trial(name, plan), steps=plan.rate_steps, evaluate_every=0) for name in tried]
-    rates = dict(zip(tried, tuned.best_rates(scale, short, [METHODS[name][2] for name in tried]), strict=True))
+    whole = [replace(trial(name, plan), evaluate_every=0) for name in tried]
+    rates = dict(zip(tried, tuned.best_rates(scale, whole, [METHODS[name][2] for name in tried]), strict=True))
     chosen = [replace(trial(name, plan), learning_rate=rates.get(name, FULL[1])) for name in names]
     for name, one, runs in zip(names, chosen, tuned.over_seeds(scale, chosen), strict=True):
         for seed, run in zip(SEEDS, runs, strict=True):

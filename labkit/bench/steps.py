@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 THIN_HEAD, THIN_WORDS, THIN_POSITIONS = 32, 1024, 2048
-BYTES, SYNTHETIC_BYTES, COPIES_TIMED = 2**28, 2**21, 4  # of a copy that the bus is measured with
+BYTES, SYNTHETIC_BYTES = 2**28, 2**21  # of a copy that the bus is measured with
+COPIES_TIMED, SYNTHETIC_COPIES = 8, 2
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -118,32 +119,37 @@ def is_in(setting: Any, done: Sequence[dict]) -> bool:
 
 
 def bus_rates(device: str, gb_per_s: float | None = None) -> dict[str, float]:
-    """GB/s (10^9 bytes a second) of copies between the device and pinned memory, one way alone and both at once."""
+    """GB/s (10^9 bytes a second) of copies between the device and pinned memory, one way alone and both at once.
+
+    By how much twice as many copies take longer: what a first copy waits for, once, is no part of a rate.
+    """
     import torch
 
     from labkit.memory.lanes import Bus, host_buffer
     from labkit.memory.timeline import COPIES, DOWNLOAD, UPLOAD, Timeline
 
-    size = SYNTHETIC_BYTES if gb_per_s else BYTES
+    size, count = (SYNTHETIC_BYTES, SYNTHETIC_COPIES) if gb_per_s else (BYTES, COPIES_TIMED)
     timeline = Timeline(device)
     bus = Bus(device, synthetic_gb_per_s=gb_per_s, timeline=timeline)
     near = {lane: torch.zeros(size, dtype=torch.uint8, device=device) for lane in COPIES}
     far = {lane: host_buffer(size, torch.uint8, pinned=bus.on_gpu) for lane in COPIES}
+
+    def spent(lanes: Sequence[str], count: int) -> dict[str, float]:
+        """Milliseconds of so many copies in each lane."""
+        timeline.restart()
+        tickets = []
+        for lane in lanes:
+            pair = (far[lane], near[lane]) if lane == DOWNLOAD else (near[lane], far[lane])
+            tickets.append((bus.download if lane == DOWNLOAD else bus.upload)([pair] * count, "rate"))
+        for ticket in tickets:
+            ticket.wait()
+        return {span.lane: span.end_ms - span.start_ms for span in timeline.spans()}
+
     found = {}
     for lanes, name in (((DOWNLOAD,), "{}"), ((UPLOAD,), "{}"), (COPIES, "{}_both")):
-        for _ in range(2):  # the first time is the warm-up
-            timeline.restart()
-            tickets = []
-            for _ in range(COPIES_TIMED):
-                tickets += [bus.download([(far[DOWNLOAD], near[DOWNLOAD])], "rate")] * (DOWNLOAD in lanes)
-                tickets += [bus.upload([(near[UPLOAD], far[UPLOAD])], "rate")] * (UPLOAD in lanes)
-            for ticket in tickets:
-                ticket.wait()
-        spans = timeline.spans()
-        for lane in lanes:
-            own = [s for s in spans if s.lane == lane]
-            spent = own[-1].end_ms - own[0].start_ms
-            found[name.format(lane)] = size * len(own) / spent / 1e6
+        spent(lanes, 1)  # a warm-up
+        some, twice = spent(lanes, count), spent(lanes, 2 * count)
+        found |= {name.format(lane): size * count / (twice[lane] - some[lane]) / 1e6 for lane in lanes}
     bus.close()
     return found
 

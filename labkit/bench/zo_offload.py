@@ -3,7 +3,8 @@
 `write_back` is the k of every k-th upload, `transfer` the format that crosses the bus where it is not the weights' own;
 coded blocks that train are written back and coded anew at every `renew`-th upload; without that their updates are made
 again at every upload, so that such rows say after how many steps (`moves`) they were timed. `predicted_ms` is the
-roofline's from the bus and the noise as measured in this run, and from MeZO's row of the same step. Rows with `cap_gb`
+roofline's from the bus (`up_gb_per_s` alone, `up_both_gb_per_s` while as much goes down) and the noise as measured in
+this run, and from MeZO's row of the same step. Rows with `cap_gb`
 had an allocator that refuses more.
 
 The most important rows come first: a visit to a machine may end before the last. `host_gib` is what the process had
@@ -33,6 +34,8 @@ UNITS = {
     "blocks_gib": "GiB",
     "predicted_mib": "MiB, weights on the GPU",
     "predicted_ms": "ms, by the roofline",
+    "up_gb_per_s": "GB/s",
+    "up_both_gb_per_s": "GB/s",
     "joules_per_step": "J",
     "moves": "steps before the timed ones",
     "cap_gb": "GB",
@@ -82,6 +85,7 @@ class Plan:
 
 
 _SMALL = ("opt-6.7b", "opt-2.7b", "opt-1.3b", "opt-350m", "opt-125m")
+THIRDS = ("opt-6.7b",)  # of these, whose blocks are large; each place where passes meet costs the host time
 _GRID = tuple((m, dtype) for dtype in ("float16", "float32") for m in _SMALL)
 _CAPPED = (("opt-175b", "nf4"), ("opt-66b", "int8"), ("opt-66b", ""), ("opt-175b", "int8"), ("opt-175b", ""))
 _GPU = Plan("opt-13b", 2048, "float16", (8, 4, 1, 2, 16), (8, 2, 4), ("opt-30b",), _GRID, _CAPPED, 8, 16)
@@ -108,10 +112,10 @@ def settings(plan: Plan) -> Iterator[Setting]:
     """All rows, the most important first."""
     from labkit.bench.zo_offload_steps import LORA, MEZO, OFFLOAD, WALK, Setting
 
-    def pair(model: str, dtype: str, batch: int, k: int) -> Iterator[Setting]:
+    def pair(model: str, dtype: str, batch: int, k: int, parts: int = 3) -> Iterator[Setting]:
         mezo = Setting(model, MEZO, dtype, batch, plan.seq_len)
         yield mezo
-        yield replace(mezo, method=OFFLOAD, write_back=k, parts=3, slots=3, moves=k + 1)
+        yield replace(mezo, method=OFFLOAD, write_back=k, parts=parts, slots=3, moves=k + 1)
 
     first, *others = plan.periods
     mezo, offload = pair(plan.model, plan.dtype, 1, first)
@@ -130,7 +134,7 @@ def settings(plan: Plan) -> Iterator[Setting]:
         capped = replace(offload, model=model, transfer=form, parts=3, cap_gb=CAP_GB)
         yield replace(capped, write_back=0, moves=1) if form else capped
     for model, dtype in plan.grid:
-        yield from pair(model, dtype, 1, 2)
+        yield from pair(model, dtype, 1, 2, 3 if model in THIRDS else 1)
     for batch in plan.batches[1:]:
         yield from pair(plan.model, plan.dtype, batch, 1)
     yield from (replace(offload, parts=1, slots=slots) for slots in (2, 3))

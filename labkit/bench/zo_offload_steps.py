@@ -36,7 +36,7 @@ NOISE_VALUES = 2**28  # of the tensor that making noise is timed on
 SYNTHETIC_GB_PER_S = 1.0
 MEASURED = (
     "step_ms", "tokens_per_s", "peak_allocated_mib", "peak_reserved_mib", "driver_mib", "host_gib", "blocks_gib",
-    "predicted_mib", "predicted_ms", "joules_per_step", "loss", "losses",
+    "predicted_mib", "predicted_ms", "up_gb_per_s", "up_both_gb_per_s", "joules_per_step", "loss", "losses",
 )  # fmt: skip
 
 
@@ -102,7 +102,9 @@ def row_of(setting: Setting, device: str, timed: int, done: Sequence[dict] = ())
     clear(device)
     row |= found or {}
     if found and setting.method == OFFLOAD:
-        row["predicted_ms"] = _predicted_ms(setting, row, done, device)
+        up, both, _ = machine_rates(device)
+        rates = {"up_gb_per_s": rounded(up, 2), "up_both_gb_per_s": rounded(both, 2)}
+        row |= rates | {"predicted_ms": _predicted_ms(setting, row, done, device)}
     return row | {"note": note}
 
 

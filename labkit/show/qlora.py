@@ -204,7 +204,7 @@ def instruct_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     import matplotlib.pyplot as plt
 
     _some(rows)
-    fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.3), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.3))
     for axis, column, name in zip(axes, ("train_loss", "loss"), ("training", "held-out"), strict=True):
         for method, points in instruct_means(rows, column).items():
             colour, dash, marker = _look(method)

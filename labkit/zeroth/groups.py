@@ -13,6 +13,7 @@ from labkit.zeroth.fused_all import Book, Job, Move, Table
 from labkit.zeroth.perturb import Terms, Weight
 
 SMALL = 2**16  # bytes
+ALIGNED = 512  # bytes, as torch's own allocator aligns: matrix products choose their kernel by alignment too
 
 
 @dataclass(frozen=True)
@@ -122,4 +123,4 @@ def bytes_of(weights: Sequence[Weight]) -> int:
 
 
 def _whole(size: int) -> int:
-    return -(-size // 16) * 16
+    return -(-size // ALIGNED) * ALIGNED

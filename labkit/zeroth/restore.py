@@ -81,7 +81,21 @@ class Perturbed(TorchFunctionMode):
         self.terms, self._slot = [(seed, scale) for seed, scale in terms if scale], slot_bytes
         self.known = {alias: weight for weight in weights for alias in weight.aliases}
         self._small: Group | None = None
-        self._ready = False
+        self._ready = self._paused = False
+
+    def __exit__(self, *error: Any) -> None:
+        """Off, if it is on."""
+        if not self._paused:
+            super().__exit__(*error)
+        self._paused = False
+
+    def pause(self, paused: bool) -> None:
+        """Off or on again, from within: where nothing is perturbed, being asked of every function takes most time."""
+        if paused and not self._paused:
+            super().__exit__(None, None, None)
+        elif self._paused and not paused:
+            super().__enter__()
+        self._paused = paused
 
     def prepare(self, small: Group | None) -> None:
         """From now on these are made together, when the first of them is needed, and others one by one."""

@@ -86,7 +86,7 @@ class Engine:
         self._groups, self._readers = Groups(self._found, weights, slot_bytes), dict[tuple[int, int], Any]()
         self.write_back_every(write_back)
         self._resident, self._resident_version = self._found.rest, moves.made
-        self._sweeps, self._place, self._version, self._slot = 0, BEGIN, 0, 0
+        self._sweeps, self._place, self._version, self._slot, self._bound = 0, BEGIN, 0, 0, False
         self._relay: Relay | None = None
         self._crew = Crew()
         self.settle: Callable[[], None] = self.flush
@@ -124,7 +124,7 @@ class Engine:
 
     def _need(self, place: int) -> None:
         if self._relay is not None:
-            self._relay.reach(place)
+            self._sights[self._relay.reach(place)].pause(self._bound)
         elif self._place != place:
             self._change(place)
             self._catch_up(self.moves.made)
@@ -139,14 +139,16 @@ class Engine:
         self._place = BEGIN if place == END else place
 
     def _enter(self, index: int) -> None:
-        piece, loaded = self.store.pieces[index], self.slots.take(index)
+        piece, loaded, self._place = self.store.pieces[index], self.slots.take(index), index
         self._slot, self._version, self._freed, self._whole = loaded.place, loaded.version, None, loaded.whole
         if self.work is not None and not loaded.whole:
             self._reader(index, loaded.place)()
             self._slot, self._freed = 0, self.bus.here()
         elif self.work is not None:
             self._slot += 1
-        self.store.bind(piece, self._found.parameters[index][self._slot])
+        made = self._groups.bound(index, self._slot) if self._sides and self._sides[0].terms else None
+        self._bound = made is not None
+        self.store.bind(piece, made or self._found.parameters[index][self._slot])
 
     def _reader(self, index: int, place: int) -> Callable[[], None]:
         """What reads a coded piece back from a place."""
@@ -165,7 +167,7 @@ class Engine:
         here = self._found.parameters[piece.index][self._slot]
         codes = self.coder.code(piece, here, self._slot) if self.coder and write else None
         self.slots.give(piece.index, self._version if write else None, self._freed, codes)
-        self._place = BEGIN
+        self._place, self._bound = BEGIN, False
 
     def _comes_whole(self, index: int) -> bool:
         """Asked once for each upload, which is some pieces ahead of its use."""
@@ -212,7 +214,7 @@ class Engine:
             raise
         finally:
             self._span.__exit__(None, None, None)
-            self._span, self._relay, self._sights = nullcontext(), None, []
+            self._span, self._relay, self._sides, self._sights = nullcontext(), None, (), []
             self._sweeps += 1
             self._forget()
 
@@ -233,8 +235,10 @@ class Engine:
         self._span = self.bus.span(COMPUTE, f"{name} {'+-'[number % 2]}")
         self._span.__enter__()
         self._catch_up(side.version)
-        beside = bool(side.terms) and self._place >= 0
-        self._sights[number].prepare(self._groups.beside(self._place, self._slot) if beside else None)
+        beside = self._groups.beside(self._place, self._slot) if side.terms and self._place >= 0 else None
+        if beside and self._bound:
+            beside.write([(side.terms, 1.0)])
+        self._sights[number].prepare(beside)
         assert self._relay is not None
         if side.version > self._resident_version and all(place == END for place in self._relay.places[:number]):
             self._catch_up_resident(side.version)
@@ -269,8 +273,7 @@ class Engine:
         if behind and not self.store.hollow:
             first, count = self.slots.expected, len(self.store.pieces)
             for step in range(count):
-                self._enter(index := (first + step) % count)
-                self._place = index
+                self._enter((first + step) % count)
                 self._catch_up(made)
                 self._leave(True)
         self._forget()
@@ -282,7 +285,6 @@ class Engine:
             return [p.detach() for p in self.store.parameters[piece.index]]
         self._leave(False)
         self._enter(piece.index)
-        self._place = piece.index
         self._catch_up(self.moves.made)
         found = [p.detach().to("cpu", copy=True) for p in self._found.parameters[piece.index][self._slot]]
         self._leave(False)

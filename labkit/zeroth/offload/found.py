@@ -80,6 +80,7 @@ class Groups:
         self.rest = Group(found.rest, self._book)
         self._here: dict[tuple[int, int], Group] = {}
         self._beside: dict[tuple[int, int], Group] = {}
+        self._bound: dict[tuple[int, int], list[nn.Parameter] | None] = {}
         self._flat: Tensor | None = None
 
     def _room(self) -> Tensor | None:
@@ -91,8 +92,8 @@ class Groups:
         return self._flat
 
     def _together(self, weights: Sequence[Weight]) -> list[Weight]:
-        """As many as the room takes, large ones too: of a block that travels in thirds it takes all."""
-        return small_of(weights, self._most, each=self._most)
+        """All of a piece, where the room takes it; else the small ones, and the large go one by one through a slot."""
+        return list(weights) if bytes_of(weights) <= self._most else small_of(weights, self._most)
 
     def here(self, index: int, place: int) -> Group:
         """A piece's tensors, in place."""
@@ -108,6 +109,18 @@ class Groups:
             some = self._together(self._found.trained[index][place])
             self._beside[key] = Group(some, self._book, copies_of(some, self._room() if some else None))
         return self._beside[key]
+
+    def bound(self, index: int, place: int) -> list[nn.Parameter] | None:
+        """What the piece's modules hold in a pass, where all that trains of it is made in the room; else None."""
+        key, there = (index, place), self._found.parameters[index][place]
+        if key not in self._bound:
+            made = self.beside(index, place)
+            whole = 0 < len(made.weights) == len(self._found.trained[index][place])
+            new = (
+                [nn.Parameter(made.found[id(p)], False) if id(p) in made.found else p for p in there] if whole else None
+            )
+            self._bound[key] = new
+        return self._bound[key]
 
 
 def _at(weight: Weight, parameter: nn.Parameter) -> Weight:

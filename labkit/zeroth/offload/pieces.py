@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from labkit.errors import LabError
+from labkit.zeroth.groups import ALIGNED
 
-ALIGNED = 512  # bytes, as torch's own allocator aligns: matrix products choose their kernel by alignment too
 Parts = tuple[tuple[str, ...], ...]
 _LLAMA: Parts = (
     ("input_layernorm", "self_attn"),

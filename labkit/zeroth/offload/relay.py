@@ -66,7 +66,10 @@ class Relay:
     def __init__(self, count: int, change: Callable[[int], None], turn: Callable[[int], None], ordered: bool):
         self.places, self._here, self._ordered = [BEGIN] * count, BEGIN, ordered
         self._change, self._turn = change, turn
-        self._go = [threading.Semaphore(0) for _ in range(count)]
+        # Locks, held until a pass may go on: a semaphore of Python's is several of them.
+        self._go = [threading.Lock() for _ in range(count)]
+        for go in self._go:
+            go.acquire()
         self._me = threading.local()
         self._failed: BaseException | None = None
 
@@ -108,11 +111,12 @@ class Relay:
             raise self._failed
         return results
 
-    def reach(self, place: int) -> None:
-        """A pass needs this place: it goes on when all others have come there too."""
-        me = self._me.number
+    def reach(self, place: int) -> int:
+        """A pass needs this place: it goes on when all others have come there too. Its number."""
+        me: int = self._me.number
         if self.places[me] != place and not self._hand_on(me, place):
             self._wait(me)
+        return me
 
     def _hand_on(self, me: int, place: int) -> bool:
         # What a pass sees in place of the weights is not for what is done to them in between.
@@ -150,4 +154,5 @@ class Relay:
         if not isinstance(error, _Abandoned) and self._failed is None:
             self._failed = error
             for go in self._go:
-                go.release()
+                if go.locked():
+                    go.release()
