@@ -37,8 +37,8 @@ from torch.nn import functional as F
 
 from labkit.adapters import dora_kernels as kernels
 from labkit.adapters.dense import dense_weight
-from labkit.adapters.lora import LoraLinear, LoraSpec
-from labkit.adapters.product import add_product, cast, draw, lora_added, masked, scaled_product
+from labkit.adapters.lora import LoraLinear, LoraSpec, of
+from labkit.adapters.product import add_product, cast, draw, like, lora_added, masked, scaled_product
 from labkit.adapters.tuning import Lora
 
 
@@ -60,12 +60,12 @@ class _DoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, a, b, m, scale, inverse, scaling: float, p: float) -> Tensor:
         dtype, flat = x.dtype, x.reshape(-1, x.shape[-1])
-        narrow, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        narrow, bias = like(weight, dtype), None if bias is None else like(bias, dtype)
         seen, mask = draw(flat, p)
         u = F.linear(seen, narrow)
         y = torch.empty_like(u) if mask is None else F.linear(flat, narrow, bias).sub_(u)
-        h = scaled_product(seen, a.to(dtype).t(), scaling)
-        add_product(u, h, b.to(dtype).t())
+        h = scaled_product(seen, like(a, dtype).t(), scaling)
+        add_product(u, h, like(b, dtype).t())
         # The scale stays fp32: in bf16 it would move by 0.4 %.
         if mask is not None:
             y.addcmul_(u, scale)
@@ -83,15 +83,15 @@ class _DoraProduct(torch.autograd.Function):
         x, weight, a, b, scale, inverse, h, u, mask = ctx.saved_tensors
         flat = gradients[0].reshape(-1, gradients[0].shape[-1])
         g, to_scale = _through_scale(flat, u, scale)
-        to_h = scaled_product(g, b.to(g.dtype), ctx.scaling)
+        to_h = scaled_product(g, like(b, g.dtype), ctx.scaling)
         seen, due = masked(x, mask, ctx.p)
         to_a, to_b, to_x = scaled_product(to_h.t(), seen, due), g.t() @ h, None
         if ctx.needs_input_grad[0]:
-            narrow = weight.to(g.dtype)
+            narrow = like(weight, g.dtype)
             if mask is None:
-                to_x = add_product(g @ narrow, to_h, a.to(g.dtype))
+                to_x = add_product(g @ narrow, to_h, like(a, g.dtype))
             else:
-                path = add_product(g.sub_(flat) @ narrow, to_h, a.to(g.dtype)).mul_(due)
+                path = add_product(g.sub_(flat) @ narrow, to_h, like(a, g.dtype)).mul_(due)
                 to_x = (flat @ narrow).addcmul_(path, mask)
             to_x = to_x.view(ctx.shape)
         return to_x, None, None, to_a, to_b, to_scale.mul_(inverse), None, None, None, None
@@ -157,11 +157,11 @@ class DoraLinear(LoraLinear):
     @torch.no_grad()
     def scales(self, name: str) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
         """m / ‖W + s B A‖ and 1 / ‖W + s B A‖ of each row, in fp32; constants to autograd."""
-        m, weight = self.lora_magnitude_vector[name], self.base.weight
+        m, weight = of(self.lora_magnitude_vector, name), self.base.weight
         if not kernels.usable(weight):
             return scales_of(m, self.squared_norm(name))
         a, b, scaling = self.scaled(name)
-        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        a, b = like(a, weight.dtype), like(b, weight.dtype)
         return kernels.row_scales(weight @ a.t(), a @ a.t(), b, self.squares, m, scaling)
 
     def norm(self, name: str) -> Float[Tensor, " out"]:
@@ -174,14 +174,15 @@ class DoraLinear(LoraLinear):
         if not name or self.merged:
             return self.base(x)
         a, b, scaling = self.scaled(name)
-        m, dropout = self.lora_magnitude_vector[name], self.specs[name].dropout if self.training else 0.0
-        if type(self.base) is not nn.Linear:
+        m, base = of(self.lora_magnitude_vector, name), self.base
+        dropout = self.specs[name].dropout if self.training else 0.0
+        if type(base) is not nn.Linear:
             with _without_autocast(x):
                 scale = differentiable_scale(m, self.squared_norm(name))
             return self._on_other(x, a, b, scale, scaling, dropout)
         with _without_autocast(x):
             scale, inverse = self.scales(name)
-        given = self.base.weight, self.base.bias, a, b, m, scale, inverse, scaling, dropout
+        given = base.weight, base.bias, a, b, m, scale, inverse, scaling, dropout
         return _DoraProduct.apply(cast(x), *given)
 
     def _on_other(self, x: Tensor, a: Tensor, b: Tensor, scale: Tensor, scaling: float, dropout: float) -> Tensor:

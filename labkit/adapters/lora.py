@@ -65,6 +65,12 @@ class LoraSpec:
             raise LabError(cause, f"Give a rank of at most {most}, or leave that layer out of the targets.")
 
 
+def of(parameters: nn.ParameterDict, name: str) -> Tensor:
+    """One of them, without the calls that a ParameterDict makes to find it: a step asks hundreds of times."""
+    found: Any = parameters._parameters[name]
+    return found
+
+
 class LoraLinear(nn.Module):
     """A linear layer with adapters beside it; `active` names the one in use, "" for none.
 
@@ -102,18 +108,18 @@ class LoraLinear(nn.Module):
 
     def scaled(self, name: str) -> tuple[Tensor, Tensor, float]:
         """A, B and s of an adapter."""
-        return self.lora_A[name], self.lora_B[name], self.specs[name].scaling
+        return of(self.lora_A, name), of(self.lora_B, name), self.specs[name].scaling
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """The base's output and the active adapter's, if it is not merged."""
         name = self.active
         if not name or self.merged:
             return self.base(x)
-        a, b, scaling = self.scaled(name)
+        (a, b, scaling), base = self.scaled(name), self.base
         dropout = self.specs[name].dropout if self.training else 0.0
-        if type(self.base) is nn.Linear:
-            return lora_linear(x, self.base.weight, self.base.bias, a, b, scaling, dropout)
-        return lora_added(self.base(x), x, a, b, scaling, dropout)
+        if type(base) is nn.Linear:
+            return lora_linear(x, base.weight, base.bias, a, b, scaling, dropout)
+        return lora_added(base(x), x, a, b, scaling, dropout)
 
     def update(self, name: str) -> Float[Tensor, "out in"]:
         """s B A in fp32: formed to be merged or looked at, never in training."""

@@ -29,6 +29,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+def like(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t in this dtype; `to` takes some twenty times as long where there is nothing to do, and a step asks thousands."""
+    return t if t.dtype is dtype else t.to(dtype)
+
+
 def masked(x: Tensor, mask: Tensor | None, p: float) -> tuple[Tensor, float]:
     """x where the mask is set, and the factor 1 / (1 - p) that is still due; x itself without a mask."""
     return (x, 1.0) if mask is None else (x * mask, 1.0 / (1.0 - p))
@@ -47,10 +52,10 @@ class _LoraProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float
     ) -> Tensor:
         dtype, flat = x.dtype, x.reshape(-1, x.shape[-1])
-        y = F.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))
+        y = F.linear(flat, like(weight, dtype), None if bias is None else like(bias, dtype))
         seen, mask = draw(flat, p)
-        h = scaled_product(seen, a.to(dtype).t(), scaling)
-        add_product(y, h, b.to(dtype).t())
+        h = scaled_product(seen, like(a, dtype).t(), scaling)
+        add_product(y, h, like(b, dtype).t())
         ctx.save_for_backward(flat, weight, a, b, h, mask)
         ctx.scaling, ctx.p, ctx.shape = scaling, p, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -60,7 +65,7 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, h, mask = ctx.saved_tensors
         g = gradients[0].reshape(-1, gradients[0].shape[-1])
-        to_h = scaled_product(g, b.to(g.dtype), ctx.scaling)
+        to_h = scaled_product(g, like(b, g.dtype), ctx.scaling)
         to_a = to_b = to_x = None
         if ctx.needs_input_grad[3]:
             seen, due = masked(x, mask, ctx.p)
@@ -68,11 +73,11 @@ class _LoraProduct(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             to_b = g.t() @ h
         if ctx.needs_input_grad[0]:
-            to_x = g @ weight.to(g.dtype)
+            to_x = g @ like(weight, g.dtype)
             if mask is None:
-                add_product(to_x, to_h, a.to(g.dtype))
+                add_product(to_x, to_h, like(a, g.dtype))
             else:
-                to_x.addcmul_(scaled_product(to_h, a.to(g.dtype), 1.0 / (1.0 - ctx.p)), mask)
+                to_x.addcmul_(scaled_product(to_h, like(a, g.dtype), 1.0 / (1.0 - ctx.p)), mask)
             to_x = to_x.view(ctx.shape)
         return to_x, None, None, to_a, to_b, None, None
 
@@ -84,22 +89,22 @@ class _LoraAdded(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, p: float) -> Tensor:
         dtype, flat = x.dtype, x.reshape(-1, x.shape[-1])
         seen, mask = draw(flat, p)
-        h = scaled_product(seen, a.to(dtype).t(), scaling)
+        h = scaled_product(seen, like(a, dtype).t(), scaling)
         ctx.save_for_backward(flat, a, b, h, mask)
         ctx.scaling, ctx.p, ctx.shape = scaling, p, x.shape
         # Not in y's place: it may be a view, and belongs to who made it.
-        return torch.addmm(y.reshape(-1, y.shape[-1]), h, b.to(dtype).t()).view(y.shape)
+        return torch.addmm(y.reshape(-1, y.shape[-1]), h, like(b, dtype).t()).view(y.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, h, mask = ctx.saved_tensors
         g = gradients[0].reshape(-1, gradients[0].shape[-1])
-        to_h = scaled_product(g, b.to(g.dtype), ctx.scaling)
+        to_h = scaled_product(g, like(b, g.dtype), ctx.scaling)
         seen, due = masked(x, mask, ctx.p)
         to_x = None
         if ctx.needs_input_grad[1]:
-            to_x = masked(scaled_product(to_h, a.to(g.dtype), due), mask, ctx.p)[0].view(ctx.shape)
+            to_x = masked(scaled_product(to_h, like(a, g.dtype), due), mask, ctx.p)[0].view(ctx.shape)
         return gradients[0], to_x, scaled_product(to_h.t(), seen, due), g.t() @ h, None, None
 
 

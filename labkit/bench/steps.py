@@ -145,7 +145,7 @@ def bus_rates(device: str, gb_per_s: float | None = None) -> dict[str, float]:
             ticket.wait()
         return {span.lane: span.end_ms - span.start_ms for span in timeline.spans()}
 
-    found = {}
+    found: dict[str, float] = {}
     for lanes, name in (((DOWNLOAD,), "{}"), ((UPLOAD,), "{}"), (COPIES, "{}_both")):
         spent(lanes, 1)  # a warm-up
         some, twice = spent(lanes, count), spent(lanes, 2 * count)

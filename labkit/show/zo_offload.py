@@ -67,7 +67,7 @@ def needs(model: str, dtype: str = "float16", parts: int = 1) -> Needs:
 
     from labkit.bench.zo_offload_steps import configuration_of
     from labkit.zeroth.offload.load import frame
-    from labkit.zeroth.offload.pieces import cut, resident
+    from labkit.zeroth.pieces import cut, resident
 
     shell = frame(configuration_of(model), getattr(torch, dtype), "meta")
     pieces = cut(shell, parts)

@@ -13,6 +13,8 @@ from labkit.zeroth.fused_all import Book, Job, Move, Table
 from labkit.zeroth.perturb import Terms, Weight
 
 SMALL = 2**16  # bytes
+SLOT_SHARE, SLOT_MIN, SLOT_MOST = 64, 2**18, 2**28
+PLACES = 16  # where a group's tensors are written, whose tables it keeps
 ALIGNED = 512  # bytes, as torch's own allocator aligns: matrix products choose their kernel by alignment too
 
 
@@ -45,7 +47,7 @@ class Group:
     def __init__(self, weights: Sequence[Weight], book: Book, outs: Sequence[Tensor] | None = None):
         self.weights, self._book = weights, book
         self._outs = [w.tensor for w in weights] if outs is None else outs
-        self._split: dict[bool | None, tuple[list[tuple[Table, Table]], list[Job]]] = {}
+        self._split: dict[tuple[bool | None, int], tuple[list[tuple[Table, Table]], list[Job]]] = {}
         self.found = {alias: out for w, out in zip(weights, self._outs, strict=True) for alias in w.aliases}
 
     def make(self, passes: Sequence[Pass]) -> None:
@@ -81,17 +83,26 @@ class Group:
         return [(w.tensor, out, w.name) for w, out in pairs if decayed in (None, w.decayed)]
 
     def _jobs(self, decayed: bool | None) -> tuple[list[tuple[Table, Table]], list[Job]]:
-        if decayed not in self._split:
+        key = decayed, self._outs[0].data_ptr()  # the room that they are written to may have been given back
+        if key not in self._split:
+            if len(self._split) >= PLACES:
+                self._split.clear()
             jobs = self._some(decayed)
             many = [fused_all.takes(source, out) for source, out, _ in jobs]
             tables = self._book.tables([job for job, taken in zip(jobs, many, strict=True) if taken])
-            self._split[decayed] = tables, [job for job, taken in zip(jobs, many, strict=True) if not taken]
-        return self._split[decayed]
+            self._split[key] = tables, [job for job, taken in zip(jobs, many, strict=True) if not taken]
+        return self._split[key]
 
 
 def book_of(weights: Sequence[Weight]) -> Book:
     """For groups of these weights."""
     return Book([w.name for w in weights])
+
+
+def slot_of(weights: Sequence[Weight]) -> int:
+    """Bytes of the slot for perturbed rows: 1/64 of the weights' bytes, between 256 KiB and 256 MiB."""
+    whole = sum(w.tensor.numel() * w.tensor.element_size() for w in weights)
+    return min(SLOT_MOST, max(SLOT_MIN, whole // SLOT_SHARE))
 
 
 def small_of(weights: Sequence[Weight], most: int, each: int = SMALL) -> list[Weight]:

@@ -50,15 +50,18 @@ def direction_seed(seed: int, step: int, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
-def restore_of(kind: str, weights: list[Weight], slot_mib: float | None = None) -> Restore:
-    """The way to compute beside the weights, by its name.
+def restore_of(
+    kind: str, weights: list[Weight], slot_mib: float | None = None, model: torch.nn.Module | None = None
+) -> Restore:
+    """The way to compute beside the weights, by its name; `model` is theirs, where it is to compute.
 
     Raises:
         UnknownNameError: for another name.
     """
     if kind not in RESTORES:
         raise UnknownNameError.among("restore", kind, RESTORES)
-    return Walk(weights) if kind == "walk" else Exact(weights, None if slot_mib is None else round(slot_mib * 2**20))
+    slot_bytes = None if slot_mib is None else round(slot_mib * 2**20)
+    return Walk(weights) if kind == "walk" else Exact(weights, slot_bytes, model)
 
 
 def apply_rows(restore: Restore, rows: list[Row]) -> None:
@@ -158,7 +161,7 @@ class Mezo:
         """What trains, and the way to compute beside it."""
         weights = trained(model)
         check_scale(weights, self.perturbation_scale, self.seed)
-        return weights, restore_of(self.restore, weights, self.slot_mib)
+        return weights, restore_of(self.restore, weights, self.slot_mib, model)
 
     def _fingerprint(self) -> str:
         return fingerprint(self._weights)

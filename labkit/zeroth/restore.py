@@ -11,27 +11,28 @@ out in the next step's direction.
 `Perturbed` needs no change to the model: while it is on, every torch function that is given a trained tensor is given
 round(w + εz) instead. A linear layer's is made some rows at a time in a slot (by default 1/64 of the weights' bytes,
 256 MiB at most), an embedding's for the rows that are looked up; what is left are norms, biases, adapters and prefixes,
-which are small, and on a GPU are made in one launch together (`Perturbed.prepare`). So memory stays below 1.02 times
-that of inference. Given the weights of one block, it serves around that block alone: both sides can go through a model
-block after block, while only that block's weights are there.
+which on a GPU are made in one launch together (`Perturbed.prepare`). Most of a decoder does without: its blocks hold
+what is made for them (`labkit.zeroth.held`). So memory stays below 1.02 times that of inference. Given the weights of
+one block, it serves around that block alone: both sides can go through a model block after block, while only that
+block's weights are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from labkit.zeroth import perturb
-from labkit.zeroth.groups import Group, Pass, book_of, copies_of, small_of
+from labkit.zeroth.groups import Group, Pass, book_of, copies_of, slot_of, small_of
+from labkit.zeroth.held import Held
 from labkit.zeroth.perturb import Terms, Weight
 
-SLOT_SHARE, SLOT_MIN, SLOT_MOST = 64, 2**18, 2**28
 ROWS = 64  # a part of a weight has a multiple of so many: with an odd number, matrix products take thrice as long
 # What is asked about a tensor, and is the same at w and at w + εz.
 ABOUT = {
@@ -91,11 +92,12 @@ class Perturbed(TorchFunctionMode):
 
     def pause(self, paused: bool) -> None:
         """Off or on again, from within: where nothing is perturbed, being asked of every function takes most time."""
-        if paused and not self._paused:
+        if paused and not self._paused and _get_current_function_mode() is self:
+            self._paused = True
             super().__exit__(None, None, None)
         elif self._paused and not paused:
+            self._paused = False
             super().__enter__()
-        self._paused = paused
 
     def prepare(self, small: Group | None) -> None:
         """From now on these are made together, when the first of them is needed, and others one by one."""
@@ -186,12 +188,6 @@ def part_of(rows: int, most: int) -> int:
     return -(-rows // (-(-rows // most) * unit)) * unit
 
 
-def slot_of(weights: Sequence[Weight]) -> int:
-    """Bytes of the slot for perturbed rows: 1/64 of the weights' bytes, between 256 KiB and 256 MiB."""
-    whole = sum(w.tensor.numel() * w.tensor.element_size() for w in weights)
-    return min(SLOT_MOST, max(SLOT_MIN, whole // SLOT_SHARE))
-
-
 def _asks_about(func: Any) -> bool:
     name = getattr(func, "__name__", "")
     return (func.__self__.__name__ if name == "__get__" else name) in ABOUT
@@ -203,21 +199,33 @@ class Exact:
     Args:
         weights: what is trained.
         slot_bytes: see `Perturbed`; None for that of `slot_of`.
+        model: whose they are, so that its blocks can hold them (`labkit.zeroth.held`).
     """
 
     moved = False
 
-    def __init__(self, weights: Sequence[Weight], slot_bytes: int | None = None):
+    def __init__(self, weights: Sequence[Weight], slot_bytes: int | None = None, model: nn.Module | None = None):
         self.weights = weights
         self.slot_bytes = slot_of(weights) if slot_bytes is None else slot_bytes
-        book, small = book_of(weights), small_of(weights, self.slot_bytes)
-        self._all, self._small = Group(weights, book), Group(small, book, copies_of(small))
+        self._book = book_of(weights)
+        self._all = Group(weights, self._book)
+        self._small: Group | None = None
+        self._held = Held(model, weights, self._book, self.slot_bytes) if model is not None else None
 
     def at(self, terms: Terms) -> AbstractContextManager:
         """In which the model computes at w + Σ scale · z."""
+        return self._beside(terms)
+
+    @contextmanager
+    def _beside(self, terms: Terms) -> Iterator[None]:
+        if self._small is None:
+            small = small_of(self.weights, self.slot_bytes)
+            self._small = Group(small, self._book, copies_of(small))
         sight = Perturbed(self.weights, terms, self.slot_bytes)
         sight.prepare(self._small)
-        return sight
+        held = self._held.at(sight, sight.terms) if self._held and sight.terms else nullcontext()
+        with sight, held:
+            yield
 
     def update(self, terms: Terms, decay: float) -> None:
         """w ← (1 - decay) w + Σ scale · z."""

@@ -128,6 +128,29 @@ def test_a_block_costs_a_launch_for_each_matrix_and_few_more():
     assert many.call_count <= 2 * 4 + 7 and single.call_count <= 2 * (12 * 8 + 26)
 
 
+@pytest.mark.parametrize("name", ["smollm2-135m", "opt-1.3b"])
+def test_blocks_hold_the_bits_that_functions_are_given(name):
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(published.config(name), dtype=torch.float16).eval()
+    batch = Batch(*(torch.randint(0, 1000, (2, 64), device="cuda") for _ in range(2)), torch.arange(2, device="cuda"))
+    weights, found = perturb.trained(model), []
+    held, layers = Exact(weights, model=model), model.config.num_hidden_layers
+    assert len(held._held._parts) == 3 * layers
+    for exact in (held, Exact(weights)):
+        with torch.no_grad(), exact.at(TERMS[:1]):
+            found.append(Text().loss(model, batch))
+        with (
+            mock.patch.object(fused_all.Book, "_launch", autospec=True, side_effect=fused_all.Book._launch) as many,
+            mock.patch.object(fused, "write", side_effect=fused.write) as single,
+            torch.no_grad(),
+            exact.at(TERMS[:1]),
+        ):
+            Text().loss(model, batch)
+        if exact is held:
+            assert many.call_count <= 3 * layers + 8 and single.call_count <= 32
+    assert torch.equal(*found)
+
+
 def test_the_chunked_path_runs_on_the_device_too():
     w = torch.randn(10_001, device="cuda")
     chunked = w.clone()

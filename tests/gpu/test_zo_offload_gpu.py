@@ -17,13 +17,13 @@ from labkit.memory.lanes import Bus
 from labkit.memory.timeline import COMPUTE, DOWNLOAD, UPLOAD, Timeline
 from labkit.tasks import Batch
 from labkit.zeroth import fused
+from labkit.zeroth.groups import slot_of
 from labkit.zeroth.mezo import Mezo, replay
 from labkit.zeroth.offload.engine import Engine
 from labkit.zeroth.offload.head import NextToken, next_token_loss
 from labkit.zeroth.offload.load import at_random, on_device
 from labkit.zeroth.offload.method import ZoOffload, ZoOffloadLora
 from labkit.zeroth.offload.store import Lodging, Store
-from labkit.zeroth.restore import slot_of
 
 pytestmark = pytest.mark.gpu
 COMMON = {"learning_rate": 1e-5, "perturbation_scale": 1e-3}

@@ -134,7 +134,7 @@ def test_no_weight_is_copied_whole(monkeypatch):
     monkeypatch.setattr(noise, "_scratch", noise._Scratch())
     monkeypatch.setattr(perturb, "CHUNK", 2048)
     noise.normal((0, 0), 0, 4)  # buffers of one size for all models
-    monkeypatch.setattr("labkit.zeroth.restore.SLOT_MIN", 0)
+    monkeypatch.setattr("labkit.zeroth.groups.SLOT_MIN", 0)
     model = nn.Sequential(nn.Embedding(4096, 64), nn.Linear(64, 64), nn.Linear(64, 4096, bias=False))
     model[2].weight = model[0].weight
     total = sum(p.numel() for p in model.parameters()) * 4

@@ -16,8 +16,8 @@ from labkit.zeroth.offload.formats import BLOCKS, Coded, named
 from labkit.zeroth.offload.head import NextToken, next_token_loss
 from labkit.zeroth.offload.load import at_random, from_checkpoint
 from labkit.zeroth.offload.method import ZoOffloadLora
-from labkit.zeroth.offload.pieces import cut
 from labkit.zeroth.offload.store import Lodging, Store
+from labkit.zeroth.pieces import cut
 
 
 def rounded(model: nn.Module, transfer: str) -> nn.Module:

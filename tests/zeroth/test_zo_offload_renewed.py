@@ -12,9 +12,9 @@ from labkit.zeroth import perturb
 from labkit.zeroth.mezo import apply_rows, replay
 from labkit.zeroth.offload.formats import named
 from labkit.zeroth.offload.load import at_random, from_checkpoint
-from labkit.zeroth.offload.pieces import Piece, cut
 from labkit.zeroth.offload.slots import phases
 from labkit.zeroth.offload.store import Lodging
+from labkit.zeroth.pieces import Piece, cut
 from labkit.zeroth.restore import Exact
 
 

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from labkit.memory.timeline import COMPUTE
 from labkit.zeroth.offload.found import Coder, Found, Groups
 from labkit.zeroth.offload.moves import Moves
-from labkit.zeroth.offload.pieces import Piece, blocks
 from labkit.zeroth.offload.relay import BEGIN, END, TAIL, Crew, Relay
 from labkit.zeroth.offload.slots import Slots, phases
 from labkit.zeroth.offload.store import Store
 from labkit.zeroth.perturb import Terms, Weight
+from labkit.zeroth.pieces import Piece, blocks
 from labkit.zeroth.restore import Perturbed
 
 WHOLE = 2**62  # bytes of a slot that takes any weight

@@ -31,7 +31,7 @@ from labkit.errors import UnknownNameError
 from labkit.numerics.quantize import kernels
 from labkit.numerics.quantize.blockwise import DTYPES, Quantized, quantize_blockwise
 from labkit.numerics.quantize.codebooks import codebook
-from labkit.zeroth.offload.pieces import Entry, Piece, aligned
+from labkit.zeroth.pieces import Entry, Piece, aligned
 
 BLOCKS = {"int8": 256, "nf4": 64, "fp4": 64}
 

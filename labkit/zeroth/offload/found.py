@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from labkit.zeroth.groups import Group, book_of, bytes_of, copies_of, small_of
 from labkit.zeroth.offload.formats import views
-from labkit.zeroth.offload.pieces import Piece
 from labkit.zeroth.offload.store import Store
 from labkit.zeroth.perturb import Weight
+from labkit.zeroth.pieces import Piece
 
 
 class Coder:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from labkit.errors import LabError
 from labkit.zeroth import noise
-from labkit.zeroth.offload.pieces import Entry, Piece, blocks, cut, resident
 from labkit.zeroth.offload.store import Lodging, Store
+from labkit.zeroth.pieces import Entry, Piece, blocks, cut, resident
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

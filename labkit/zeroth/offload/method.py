@@ -30,17 +30,18 @@ from labkit.ledger import Ledger, storage_bytes
 from labkit.memory.lanes import Bus
 from labkit.memory.timeline import Timeline
 from labkit.tasks import Batch
+from labkit.zeroth.groups import slot_of
 from labkit.zeroth.mezo import RESTORES, Mezo
 from labkit.zeroth.mezo_adapters import MezoLora
 from labkit.zeroth.offload.choose import MEASURED, Chooser
 from labkit.zeroth.offload.engine import Engine, Side
 from labkit.zeroth.offload.load import save
 from labkit.zeroth.offload.moves import LateExact, LateWalk, Moves
-from labkit.zeroth.offload.pieces import resident
 from labkit.zeroth.offload.slots import Slots
 from labkit.zeroth.offload.store import Lodging, Store
 from labkit.zeroth.perturb import Weight, trained
-from labkit.zeroth.restore import Restore, slot_of
+from labkit.zeroth.pieces import resident
+from labkit.zeroth.restore import Restore
 from labkit.zeroth.scale_check import check_scale
 from labkit.zeroth.trajectory import fingerprint
 

@@ -20,7 +20,7 @@ from labkit.errors import LabError
 from labkit.memory.lanes import Ticket
 from labkit.zeroth.offload.formats import Coded, Plain, named, views
 from labkit.zeroth.offload.memory import FileMemory, HostMemory
-from labkit.zeroth.offload.pieces import Piece, cut
+from labkit.zeroth.pieces import Piece, cut
 
 FILE = "blocks.safetensors"
 _stores: weakref.WeakKeyDictionary[nn.Module, Store] = weakref.WeakKeyDictionary()
@@ -31,7 +31,7 @@ class Lodging:
     """Where and how pieces are kept.
 
     Attributes:
-        parts: of a block, see `labkit.zeroth.offload.pieces`.
+        parts: of a block, see `labkit.zeroth.pieces`.
         transfer: the format, see `labkit.zeroth.offload.formats`.
         folder: of the file that pieces are kept in; "" for host memory.
         device: that the model computes on.
