@@ -42,10 +42,8 @@ def rows(scale: Scale, done: list[dict] | None = None) -> Iterator[dict]:
     before = done or []
     known = {(row["method"], row["seed"], row["step"]) for row in before}
     todo = {name: qlora.trial(key, "instructions", 0.0) for name, key in METHODS.items() if not _whole(name, known)}
-    rates = {row["method"]: row["learning_rate"] for row in before}
-    new = [name for name in todo if name not in rates]
-    found = tuned.best_rates(scale, [todo[name] for name in new], [RATES[todo[name].kind] for name in new])
-    rates |= dict(zip(new, found, strict=True))
+    choices = {name: RATES[trial.kind] for name, trial in todo.items()}
+    rates = tuned.chosen_rates(scale, todo, choices, {row["method"]: row["learning_rate"] for row in before})
     chosen = [replace(todo[name], learning_rate=rates[name], evaluate_every=EVERY) for name in todo]
     for name, runs in zip(todo, tuned.over_seeds(scale, chosen), strict=True):
         facts = {"model": scale.model, "method": name, "dtype": scale.dtype, "learning_rate": rates[name]}

@@ -38,10 +38,9 @@ def trial(rank: int, targets: str, rate: float) -> Trial:
 
 def rows(scale: Scale, done: list[dict] | None = None) -> Iterator[dict]:
     """One row a rank and targets; those that are `done` are left out, and keep the rate that they had."""
-    rates = {row["targets"]: row["learning_rate"] for row in done or []}
-    new = [targets for targets in TARGETS if targets not in rates]
-    found = tuned.best_rates(scale, [trial(MIDDLE, targets, RATES[1]) for targets in new], [RATES] * len(new))
-    rates |= dict(zip(new, found, strict=True))
+    before = {row["targets"]: row["learning_rate"] for row in done or []}
+    middle = {targets: trial(MIDDLE, targets, RATES[1]) for targets in TARGETS}
+    rates = tuned.chosen_rates(scale, middle, dict.fromkeys(TARGETS, RATES), before)
     known = {(row["targets"], row["rank"]) for row in done or []}
     todo = [at for at in product(TARGETS, RANKS) if at not in known and _fits(scale, at[1])]
     runs = tuned.over_seeds(scale, [trial(rank, targets, rates[targets]) for targets, rank in todo])

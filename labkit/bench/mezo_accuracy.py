@@ -56,9 +56,8 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
     names = [name for name in (*METHODS, "full") if name not in known]
     # Alone on the machine, and so before the others start.
     alone = {name: tuned.spent(tuned.timed(scale, trial(name, plan))) for name in names}
-    tried = [name for name in names if name in METHODS]
-    whole = [replace(trial(name, plan), evaluate_every=0) for name in tried]
-    rates = dict(zip(tried, tuned.best_rates(scale, whole, [METHODS[name][2] for name in tried]), strict=True))
+    tried = {name: replace(trial(name, plan), evaluate_every=0) for name in names if name in METHODS}
+    rates = tuned.chosen_rates(scale, tried, {name: METHODS[name][2] for name in tried}, {})
     chosen = [replace(trial(name, plan), learning_rate=rates.get(name, FULL[1])) for name in names]
     for name, one, runs in zip(names, chosen, tuned.over_seeds(scale, chosen), strict=True):
         for seed, run in zip(SEEDS, runs, strict=True):

@@ -58,8 +58,6 @@ def trial(name: str, task: str, rate: float) -> Trial:
 
 def _rates(scale: Scale, task: str, known: dict[tuple[str, str], dict]) -> dict[str, float]:
     """The rates of full fine-tuning and of LoRA: as chosen before, or chosen now."""
-    found = {METHODS[name][0]: row["learning_rate"] for (of, name), row in known.items() if of == task}
-    todo = [name for name in ("bf16", "lora") if METHODS[name][0] not in found]
-    kinds = [METHODS[name][0] for name in todo]
-    best = tuned.best_rates(scale, [trial(name, task, 0.0) for name in todo], [RATES[kind] for kind in kinds])
-    return found | dict(zip(kinds, best, strict=True))
+    before = {METHODS[name][0]: row["learning_rate"] for (of, name), row in known.items() if of == task}
+    trials = {METHODS[name][0]: trial(name, task, 0.0) for name in ("bf16", "lora")}
+    return tuned.chosen_rates(scale, trials, RATES, before)

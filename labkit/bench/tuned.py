@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,15 @@ def best_rates(scale: Scale, trials: Sequence[Trial], rates: Sequence[Sequence[f
     for own in rates:
         losses = {rate: _loss(next(runs)) for rate in own}
         yield min(losses, key=lambda rate: losses[rate])
+
+
+def chosen_rates(
+    scale: Scale, trials: Mapping[str, Trial], rates: Mapping[str, Sequence[float]], known: Mapping[str, float]
+) -> dict[str, float]:
+    """For each trial the rate that is `known`, of rows that are there, or else the best of its own."""
+    new = [name for name in trials if name not in known]
+    found = best_rates(scale, [trials[name] for name in new], [rates[name] for name in new])
+    return {**known, **dict(zip(new, found, strict=True))}
 
 
 def _loss(found: Run) -> float:
