@@ -11,6 +11,9 @@ Per category `…_mib` is counted from true storages and `predicted_…_mib` the
 `measured_mib` are what stands from step to step: weights, masters, gradients, states. `sent_mib` is what our wire
 counted, `nvlink_mib` what the GPU's own counter saw, all a rank and a step; of ranks that differ, the larger counts.
 
+Each model runs with the same sequences on every rank (weak scaling), and again with the same over all ranks, however
+many there are (strong scaling): as many as the most ranks have together.
+
 The rows of `7.5b` are the formula of `labkit.parallel.zero_formula` for the paper's example, which the lecture repeats.
 """
 
@@ -78,7 +81,7 @@ class Plan:
     world_sizes: Sequence[int]
 
 
-_GPU = Plan((("opt-1.3b", 8), ("opt-2.7b", 4)), 1024, "bfloat16", (2, 4, 8))
+_GPU = Plan((("opt-1.3b", 8), ("opt-2.7b", 4), ("opt-6.7b", 2)), 1024, "bfloat16", (2, 4, 8))
 PLANS = {"tiny": Plan((("tiny", 4),), 32, "float32", (2,)), "small": _GPU, "full": _GPU}
 
 
@@ -100,8 +103,9 @@ def settings(plan: Plan, name: str, share: int, ranks: int) -> list[Setting]:
     """What runs in one launch."""
     from labkit.bench.zero_steps import Setting
 
-    sizes: dict[str, Any] = {"world_size": ranks, "batch": share * ranks, "seq_len": plan.seq_len}
-    return [Setting(model=name, dtype=plan.dtype, **sizes, **method) for method in METHODS]
+    common: dict[str, Any] = {"model": name, "dtype": plan.dtype, "world_size": ranks, "seq_len": plan.seq_len}
+    batches = dict.fromkeys((share * ranks, share * max(plan.world_sizes)))
+    return [Setting(batch=batch, **common, **method) for batch in batches for method in METHODS]
 
 
 def by_formula() -> Iterator[dict]:

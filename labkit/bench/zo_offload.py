@@ -4,8 +4,7 @@
 coded blocks that train are written back and coded anew at every `renew`-th upload; without that their updates are made
 again at every upload, so that such rows say after how many steps (`moves`) they were timed. `predicted_ms` is the
 roofline's from the bus (`up_gb_per_s` alone, `up_both_gb_per_s` while as much goes down) and the noise as measured in
-this run, and from MeZO's row of the same step. Rows with `cap_gb`
-had an allocator that refuses more.
+this run, and from MeZO's row of the same step. Rows with `cap_gb` had an allocator that refuses more.
 
 The most important rows come first: a visit to a machine may end before the last. `host_gib` is what the process had
 resident. LABKIT_HOST_GIB says how much host memory a machine has that shows less until it is used.
