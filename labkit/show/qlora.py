@@ -7,6 +7,7 @@ their masks are in `labkit.show.conversations`, the chat box in `labkit.show.cha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -227,6 +228,33 @@ def instruct_means(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, 
         own = [row for row in rows if row["method"] == method]
         steps = sorted({row["step"] for row in own})
         found[method] = [(step, fmean(row[column] for row in own if row["step"] == step)) for step in steps]
+    return found
+
+
+def instruct_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each method where its held-out loss is lowest, and at its last step: mean ± deviation of the seeds."""
+    found = []
+    for method, points in instruct_means(rows, "loss").items():
+        right = dict(instruct_means(rows, "accuracy")[method])
+        for where, (step, loss) in (("lowest", min(points, key=lambda at: at[1])), ("last", points[-1])):
+            told = f"{loss:.3f} ± {_spread(rows, method, step, 'loss'):.3f}"
+            shown = {"step": step, "held-out loss": told, "tokens right": f"{100 * right[step]:.1f}"}
+            found.append({"method": method, "where": where} | shown)
+    return found
+
+
+def gaps(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[dict[str, Any]]:
+    """Of table `qlora`, each base less LoRA over 16 bits: points, their standard error, and the ratio."""
+    found = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        by = {row["method"]: row for row in rows if row["task"] == task}
+        for name, row in by.items():
+            if not name.startswith("qlora") or "lora" not in by:
+                continue
+            points = 100 * (row["accuracy"] - by["lora"]["accuracy"])
+            error = 100 * sqrt((row["accuracy_std"] ** 2 + by["lora"]["accuracy_std"] ** 2) / seeds)
+            told = {"less LoRA": f"{points:+.1f}", "standard error": f"{error:.2f}", "ratio": f"{points / error:+.1f}"}
+            found.append({"task": task, "method": name} | told)
     return found
 
 

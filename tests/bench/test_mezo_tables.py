@@ -72,7 +72,7 @@ def test_accuracy_has_baselines_and_a_curve_for_each_seed(monkeypatch):
     ]
     assert {r["step"] for r in rows if r["method"] == "full"} == {4, 8}
     tried = [t for t in seen if t.part == "validation"]
-    assert [(t.learning_rate, t.steps) for t in tried] == [(1e-3, 8), (1e-2, 8)]
+    assert [(t.learning_rate, t.steps) for t in tried] == [(1e-3, 24), (1e-2, 24)], "rates are chosen after whole runs"
     ends = [r for r in rows if r["method"] == "mezo" and r["step"] == 24]
     assert len({r["loss"] for r in ends}) == 3, "each seed draws directions of its own"
     assert all(r["gradients_mib"] == 0 and r["optimizer_states_mib"] == 0 for r in ends)

@@ -44,6 +44,11 @@ MUTANTS = {
         code=whole12.REMEMBERED),
     "product-formed": _wrong(
         PRODUCT, BOTH, "Ŵ + s B A is formed, and kept.", code=whole12.FORMED),
+    "product-update-formed": _wrong(
+        PRODUCT, BOTH, "B A is formed in both directions, and thrown away.", code=whole12.UPDATE_FORMED),
+    "product-gradient-formed": _wrong(
+        PRODUCT, BOTH, "Backward forms the gradient of the frozen weight, and takes A's and B's from it.",
+        code=whole12.GRADIENT_FORMED),
     "product-input-detached": _wrong(
         PRODUCT, BOTH, "No gradient passes through the codes: only the adapter's reaches x.",
         "Product.apply(x)", "Product.apply(x.detach())"),
@@ -115,6 +120,12 @@ MUTANTS = {
         BYTES, BOTH, "A started block of values is left out.", "-(-values // 64)", "values // 64"),
     "bytes-groups-rounded-down": _wrong(
         BYTES, BOTH, "A started group of scales is left out.", "4 * -(-blocks // 256)", "4 * (blocks // 256)"),
+    "bytes-groups-rounded-down-to-one": _wrong(
+        BYTES, BOTH, "A started group counts only if it is the first.",
+        "4 * -(-blocks // 256)", "4 * max(1, blocks // 256)"),
+    "bytes-groups-to-the-nearest": _wrong(
+        BYTES, HIDDEN, "A group that is less than half full is left out.",
+        "4 * -(-blocks // 256)", "4 * max(1, round(blocks / 256))"),
     "bytes-of-the-sum": _wrong(
         BYTES, BOTH, "All matrices as one.", code=whole12.AS_ONE),
     "bytes-adapters-in-16": _wrong(

@@ -247,3 +247,43 @@ starts = sizes.cumsum(0) - sizes
 positions = torch.arange(width) - starts[number]
 return positions, (number[:, None] == number).tril()
 """
+
+UPDATE_FORMED = """
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, A, B):
+        ctx.save_for_backward(x, A, B)
+        return F.linear(x, codes.dequantize(x.dtype)) + F.linear(x, scaling * (B @ A).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, g):
+        x, A, B = ctx.saved_tensors
+        to_h = scaling * g.float() @ B
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = g @ codes.dequantize(g.dtype) + g @ (scaling * B @ A).to(g.dtype)
+        to_A = to_h.flatten(0, -2).T @ x.flatten(0, -2).float()
+        to_B = scaling * g.flatten(0, -2).T.float() @ (x.float() @ A.T).flatten(0, -2)
+        return to_x, to_A, to_B
+
+return Product.apply(x, A, B)
+"""
+
+GRADIENT_FORMED = """
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, A, B):
+        ctx.save_for_backward(x, A, B)
+        return F.linear(x, codes.dequantize(x.dtype)) + scaling * F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, g):
+        x, A, B = ctx.saved_tensors
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = g @ codes.dequantize(g.dtype) + scaling * g @ B.to(g.dtype) @ A.to(g.dtype)
+        whole = scaling * g.flatten(0, -2).T.float() @ x.flatten(0, -2).float()
+        return to_x, B.T @ whole, whole @ A.T
+
+return Product.apply(x, A, B)
+"""

@@ -103,3 +103,24 @@ def test_nothing_is_no_figure():
         with pytest.raises(LabError, match="nothing to draw"):
             drawing([])
     assert not plt.get_fignums()
+
+
+def test_gaps_have_the_standard_error_of_three_seeds():
+    rows = [
+        {"task": "a", "method": "lora", "accuracy": 0.90, "accuracy_std": 0.003},
+        {"task": "a", "method": "qlora nf4", "accuracy": 0.88, "accuracy_std": 0.004},
+        {"task": "a", "method": "bf16", "accuracy": 0.91, "accuracy_std": 0.004},
+        {"task": "b", "method": "qlora nf4", "accuracy": 0.5, "accuracy_std": 0.004},
+    ]
+    [found] = qlora.gaps(rows)
+    assert found["task"] == "a" and found["method"] == "qlora nf4"
+    # 100 √((0.003² + 0.004²) / 3) = 0.2887
+    assert (found["less LoRA"], found["standard error"], found["ratio"]) == ("-2.0", "0.29", "-6.9")
+
+
+def test_curves_are_told_where_they_are_lowest_and_where_they_end():
+    found = {(row["method"], row["where"]): row for row in qlora.instruct_rows(CURVES)}
+    for method, points in qlora.instruct_means(CURVES, "loss").items():
+        low = min(points, key=lambda at: at[1])
+        assert found[method, "lowest"]["step"] == low[0] and found[method, "last"]["step"] == points[-1][0]
+        assert found[method, "lowest"]["held-out loss"].startswith(f"{low[1]:.3f} ± ")
