@@ -20,6 +20,7 @@ RECORD = [
 ]
 CURVES = [
     {"method": method, "seed": seed, "step": step, "train_loss": 3 - step / 20 + seed, "loss": 3 - step / 40 + seed / 2}
+    | {"accuracy": step / 100}
     for method in ("full", "lora", "qlora")
     for seed in (0, 1)
     for step in (16, 32)
@@ -123,4 +124,5 @@ def test_curves_are_told_where_they_are_lowest_and_where_they_end():
     for method, points in qlora.instruct_means(CURVES, "loss").items():
         low = min(points, key=lambda at: at[1])
         assert found[method, "lowest"]["step"] == low[0] and found[method, "last"]["step"] == points[-1][0]
-        assert found[method, "lowest"]["held-out loss"].startswith(f"{low[1]:.3f} ± ")
+        assert found[method, "lowest"]["held-out loss"] == f"{low[1]:.3f} ± 0.354"  # of seeds half a nat apart
+        assert found[method, "last"]["tokens right"] == "32.0"
