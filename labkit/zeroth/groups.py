@@ -105,12 +105,12 @@ def slot_of(weights: Sequence[Weight]) -> int:
     return min(SLOT_MOST, max(SLOT_MIN, whole // SLOT_SHARE))
 
 
-def small_of(weights: Sequence[Weight], most: int, each: int = SMALL) -> list[Weight]:
-    """Tensors of up to `each` bytes, `most` in all, where a launch for each costs more than its work; else none."""
+def small_of(weights: Sequence[Weight], most: int) -> list[Weight]:
+    """Small tensors, of `most` bytes in all, where a launch for each would cost more than its work; else none."""
     found, total = [], 0
     for w in weights:
         size = w.tensor.numel() * w.tensor.element_size()
-        if fused_all.takes(w.tensor, w.tensor) and size <= each and total + size <= most:
+        if fused_all.takes(w.tensor, w.tensor) and size <= SMALL and total + size <= most:
             found.append(w)
             total += size
     return found
