@@ -37,7 +37,7 @@ class Plan:
     full_every: int
 
 
-PLANS = {"tiny": Plan(24, 8, 4), "small": Plan(2000, 250, 21), "full": Plan(2000, 250, 21)}
+PLANS = {"tiny": Plan(24, 8, 4), "small": Plan(1600, 200, 21), "full": Plan(1600, 200, 21)}
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "mezo": ("labkit.zeroth.mezo:Mezo", {}, (3e-6, 1e-5, 3e-5)),
     "mezo-lora": ("labkit.zeroth.mezo_adapters:MezoLora", {}, (1e-4, 3e-4, 1e-3)),
