@@ -139,3 +139,72 @@ def record_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     if not rows:
         raise LabError("The table has no rows.", "Record it with: labkit bench zo-offload.")
     return [{name: row.get(name) for name in COLUMNS} | {"note": row.get("note", "")} for row in rows]
+
+
+def _like(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """Rows that were timed and have these values."""
+    return [row for row in rows if row["step_ms"] and all(row[name] == value for name, value in wanted.items())]
+
+
+_PLAIN: dict[str, Any] = {"dtype": "float16", "transfer": "", "cap_gb": 0.0}
+
+
+def by_period(rows: Sequence[Row], model: str = "opt-13b") -> list[dict[str, Any]]:
+    """One sequence, by k: a step as it was measured, and by the roofline."""
+    found = _like(rows, model=model, method=OFFLOAD, batch=1, parts=3, slots=3, **_PLAIN)
+    return [
+        {"k": row["write_back"], "step": round(row["step_ms"]), "formula": round(row["predicted_ms"])}
+        for row in sorted(found, key=lambda row: row["write_back"])
+    ]
+
+
+def by_batch(rows: Sequence[Row], model: str = "opt-13b") -> list[dict[str, Any]]:
+    """By sequences: MeZO's step, and ZO-Offload's that writes back at every upload, or as seldom as it was measured."""
+    found = []
+    for row in sorted(_like(rows, model=model, method=MEZO, **_PLAIN), key=lambda row: row["batch"]):
+        own = _like(rows, model=model, method=OFFLOAD, batch=row["batch"], parts=3, slots=3, **_PLAIN)
+        if own:
+            least = min(own, key=lambda other: other["write_back"])
+            shown = {"sequences": row["batch"], "tokens": row["batch"] * row["seq_len"], "MeZO": round(row["step_ms"])}
+            ratio = round(row["step_ms"] / least["step_ms"], 3)
+            found.append(
+                shown | {"k": least["write_back"], "ZO-Offload": round(least["step_ms"]), "of MeZO's rate": ratio}
+            )
+    return found
+
+
+def coded_rows(rows: Sequence[Row], model: str = "opt-13b") -> list[dict[str, Any]]:
+    """What travels in fewer bits: the format, what trains, how often it is coded anew, and a step."""
+    return [
+        {
+            "transfer": row["transfer"],
+            "trains": "LoRA" if row["method"].endswith("lora") else "all",
+            "coded anew": f"every {row['renew']}th" if row["renew"] else "never",
+            "steps before": row["moves"],
+            "parts": row["parts"],
+            "slots": row["slots"],
+            "step": round(row["step_ms"]),
+            "peak": round(row["peak_allocated_mib"] * MIB / MB),
+            "host": row["host_gib"],
+        }
+        for row in rows
+        if row["step_ms"] and row["transfer"] and not row["cap_gb"] and row["model"] == model
+    ]
+
+
+def capped_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Models on a GPU of which only a part may be used, measured or with the reason why not."""
+    return [
+        {
+            "model": row["model"],
+            "transfer": row["transfer"] or row["dtype"],
+            "step": row["step_ms"] and round(row["step_ms"] / 1e3, 2),
+            "rate": row["tokens_per_s"] and round(row["tokens_per_s"]),
+            "peak": row["peak_allocated_mib"] and round(row["peak_allocated_mib"] * MIB / MB),
+            "by the driver": row["driver_mib"] and round(row["driver_mib"] * MIB / MB),
+            "host": row["host_gib"],
+            "note": row["note"],
+        }
+        for row in rows
+        if row["cap_gb"]
+    ]

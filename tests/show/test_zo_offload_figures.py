@@ -179,3 +179,46 @@ def test_the_widget_shows_the_run_that_is_chosen():
         StreamExplorer({(True, 1): SPANS, (False, 4): SPANS})
     with pytest.raises(LabError, match="every pair"):
         StreamExplorer({})
+
+
+def recorded_rows() -> list[dict]:
+    """Rows as the table has them: a period of 8 and one of 1, two batches, two coded, one capped, one not measured."""
+    base = {
+        "model": "opt-13b", "method": "zo-offload", "dtype": "float16", "batch": 1, "seq_len": 2048, "transfer": "",
+        "write_back": 8, "parts": 3, "slots": 3, "moves": 9, "cap_gb": 0.0, "renew": 0, "step_ms": 470.2,
+        "predicted_ms": 465.0, "tokens_per_s": 4000.0, "peak_allocated_mib": 1000.0, "driver_mib": 2000.0,
+        "host_gib": 24.0, "note": "",
+    }  # fmt: skip
+    mezo = base | {"method": "mezo", "write_back": 0, "parts": 0, "slots": 0, "step_ms": 250.0, "predicted_ms": None}
+    return [
+        mezo,
+        base,
+        base | {"write_back": 1, "step_ms": 520.0, "predicted_ms": 515.0},
+        base | {"slots": 4, "step_ms": 460.0},
+        mezo | {"batch": 8, "step_ms": 1500.0},
+        base | {"batch": 8, "write_back": 1, "step_ms": 1500.0},
+        base | {"write_back": 2, "step_ms": None, "note": "out of memory"},
+        base | {"transfer": "int8", "write_back": 0, "renew": 6, "slots": 7, "step_ms": 308.0},
+        base | {"method": "zo-offload-lora", "transfer": "nf4", "write_back": 0, "step_ms": 246.0},
+        base | {"model": "opt-175b", "transfer": "int8", "cap_gb": 24.0, "step_ms": 3500.0},
+        base | {"model": "opt-66b", "cap_gb": 24.0, "step_ms": None, "tokens_per_s": None, "peak_allocated_mib": None,
+                "driver_mib": None, "host_gib": None, "note": "no room"},
+    ]  # fmt: skip
+
+
+def test_rows_by_period_and_by_batch_are_those_that_can_be_compared():
+    rows = recorded_rows()
+    assert recorded.by_period(rows) == [{"k": 1, "step": 520, "formula": 515}, {"k": 8, "step": 470, "formula": 465}]
+    one, eight = recorded.by_batch(rows)
+    assert (one["sequences"], one["MeZO"], one["ZO-Offload"], one["of MeZO's rate"]) == (1, 250, 520, 0.481)
+    assert (eight["tokens"], eight["k"], eight["of MeZO's rate"]) == (16384, 1, 1.0)
+
+
+def test_coded_and_capped_rows_say_what_was_run():
+    renewed, lora = recorded.coded_rows(recorded_rows())
+    assert (renewed["coded anew"], renewed["slots"], renewed["step"], renewed["trains"]) == ("every 6th", 7, 308, "all")
+    assert (lora["transfer"], lora["trains"], lora["coded anew"]) == ("nf4", "LoRA", "never")
+    assert lora["peak"] == 1049  # 1000 MiB in 10⁶ bytes
+    large, none = recorded.capped_rows(recorded_rows())
+    assert (large["model"], large["transfer"], large["step"], large["rate"]) == ("opt-175b", "int8", 3.5, 4000)
+    assert none["step"] is None and none["transfer"] == "float16" and none["note"] == "no room"
