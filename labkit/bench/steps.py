@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 THIN_HEAD, THIN_WORDS, THIN_POSITIONS = 32, 1024, 2048
 BYTES, SYNTHETIC_BYTES = 2**28, 2**21  # of a copy that the bus is measured with
-COPIES_TIMED, SYNTHETIC_COPIES = 8, 2
+COPIES_TIMED, SYNTHETIC_COPIES = 32, 4
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -121,7 +121,7 @@ def is_in(setting: Any, done: Sequence[dict]) -> bool:
 def bus_rates(device: str, gb_per_s: float | None = None) -> dict[str, float]:
     """GB/s (10^9 bytes a second) of copies between the device and pinned memory, one way alone and both at once.
 
-    By how much twice as many copies take longer: what a first copy waits for, once, is no part of a rate.
+    Of copies that follow each other, the first quarter does not count: what a beginning waits for is no part of a rate.
     """
     import torch
 
@@ -133,23 +133,21 @@ def bus_rates(device: str, gb_per_s: float | None = None) -> dict[str, float]:
     bus = Bus(device, synthetic_gb_per_s=gb_per_s, timeline=timeline)
     near = {lane: torch.zeros(size, dtype=torch.uint8, device=device) for lane in COPIES}
     far = {lane: host_buffer(size, torch.uint8, pinned=bus.on_gpu) for lane in COPIES}
-
-    def spent(lanes: Sequence[str], count: int) -> dict[str, float]:
-        """Milliseconds of so many copies in each lane."""
+    found = {}
+    for lanes, name in (((DOWNLOAD,), "{}"), ((UPLOAD,), "{}"), (COPIES, "{}_both")):
         timeline.restart()
         tickets = []
-        for lane in lanes:
-            pair = (far[lane], near[lane]) if lane == DOWNLOAD else (near[lane], far[lane])
-            tickets.append((bus.download if lane == DOWNLOAD else bus.upload)([pair] * count, "rate"))
+        for _ in range(count):
+            if DOWNLOAD in lanes:
+                tickets.append(bus.download([(far[DOWNLOAD], near[DOWNLOAD])], "rate"))
+            if UPLOAD in lanes:
+                tickets.append(bus.upload([(near[UPLOAD], far[UPLOAD])], "rate"))
         for ticket in tickets:
             ticket.wait()
-        return {span.lane: span.end_ms - span.start_ms for span in timeline.spans()}
-
-    found: dict[str, float] = {}
-    for lanes, name in (((DOWNLOAD,), "{}"), ((UPLOAD,), "{}"), (COPIES, "{}_both")):
-        spent(lanes, 1)  # a warm-up
-        some, twice = spent(lanes, count), spent(lanes, 2 * count)
-        found |= {name.format(lane): size * count / (twice[lane] - some[lane]) / 1e6 for lane in lanes}
+        spans = timeline.spans()
+        for lane in lanes:
+            ends = [span.end_ms for span in spans if span.lane == lane]
+            found[name.format(lane)] = size * (count - count // 4) / (ends[-1] - ends[count // 4 - 1]) / 1e6
     bus.close()
     return found
 

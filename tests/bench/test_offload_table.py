@@ -14,9 +14,11 @@ from labkit.bench import offload as bench
 from labkit.bench import offload_peers as peers
 from labkit.bench import offload_steps as steps
 from labkit.bench import record
-from labkit.bench.steps import bus_rates, configuration
+from labkit.bench.steps import SYNTHETIC_COPIES, bus_rates, configuration
 from labkit.ledger.case import Case
 from labkit.ledger.shapes import Architecture
+from labkit.memory.lanes import Bus
+from labkit.memory.timeline import DOWNLOAD, UPLOAD
 from labkit.scale import Scale
 
 SCALE = Scale.here(name="tiny")
@@ -170,6 +172,15 @@ def test_the_bus_is_measured_both_ways(monkeypatch):
     found = bus_rates("cpu", 0.1)
     assert set(found) == {"download", "upload", "download_both", "upload_both"}
     assert all(0.05 < rate <= 0.1 for rate in found.values())
+
+
+def test_one_way_alone_has_nothing_beside_it(monkeypatch):
+    monkeypatch.setattr("labkit.bench.steps.SYNTHETIC_BYTES", 2**12)
+    calls, real = [], Bus._copy
+    monkeypatch.setattr(Bus, "_copy", lambda bus, lane, *rest: calls.append(lane) or real(bus, lane, *rest))
+    bus_rates("cpu", 0.1)
+    count = SYNTHETIC_COPIES
+    assert calls == [DOWNLOAD] * count + [UPLOAD] * count + [DOWNLOAD, UPLOAD] * count
 
 
 @pytest.mark.parametrize("reshard", [True, False])
