@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from labkit.zeroth import fused_all, perturb
 from labkit.zeroth.fused_all import Book, Job, Move, Table
@@ -92,6 +92,10 @@ class Group:
             tables = self._book.tables([job for job, taken in zip(jobs, many, strict=True) if taken])
             self._split[key] = tables, [job for job, taken in zip(jobs, many, strict=True) if not taken]
         return self._split[key]
+
+    def held(self, own: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """For modules: parameters that lie where these are written; what is none of the group's stays."""
+        return [nn.Parameter(self.found[id(p)], False) if id(p) in self.found else p for p in own]
 
 
 def book_of(weights: Sequence[Weight]) -> Book:

@@ -30,12 +30,7 @@ class _Part:
     def __init__(self, piece: Piece, weights: Sequence[Weight], book: Book, room: Tensor):
         self.piece, self.own = piece, [entry.parameter for entry in piece.entries]
         self.made = Group(weights, book, copies_of(weights, room))
-        self.held = [nn.Parameter(self.made.found[id(p)], requires_grad=False) for p in self.own]
-
-    def bind(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give its modules these."""
-        for entry, p in zip(self.piece.entries, parameters, strict=True):
-            entry.module._parameters[entry.attribute] = p
+        self.held = self.made.held(self.own)
 
 
 class Held:
@@ -83,7 +78,7 @@ class Held:
                 with torch._C.DisableTorchFunction():
                     self._take()
                     part.made.write([(terms, 1.0)])
-                part.bind(part.held)
+                part.piece.bind(part.held)
                 self._here = part
             sight.pause(part is not None)
 
@@ -105,7 +100,7 @@ class Held:
 
     def _leave(self) -> None:
         if self._here is not None:
-            self._here.bind(self._here.own)
+            self._here.piece.bind(self._here.own)
             self._here = None
 
     def _take(self) -> None:

@@ -82,6 +82,11 @@ class Piece:
     nbytes: int
     doors: tuple[nn.Module, ...]
 
+    def bind(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give its modules these."""
+        for entry, p in zip(self.entries, parameters, strict=True):
+            entry.module._parameters[entry.attribute] = p
+
 
 def aligned(nbytes: int) -> int:
     """The next multiple of ALIGNED."""

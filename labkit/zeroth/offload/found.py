@@ -116,10 +116,7 @@ class Groups:
         if key not in self._bound:
             made = self.beside(index, place)
             whole = 0 < len(made.weights) == len(self._found.trained[index][place])
-            new = (
-                [nn.Parameter(made.found[id(p)], False) if id(p) in made.found else p for p in there] if whole else None
-            )
-            self._bound[key] = new
+            self._bound[key] = made.held(there) if whole else None
         return self._bound[key]
 
 

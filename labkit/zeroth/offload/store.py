@@ -124,8 +124,7 @@ class Store:
 
     def bind(self, piece: Piece, parameters: list[nn.Parameter] | None = None) -> None:
         """Give the modules these parameters, or those that they hold while the piece is not on the device."""
-        for entry, p in zip(piece.entries, parameters or self.parameters[piece.index], strict=True):
-            entry.module._parameters[entry.attribute] = p
+        piece.bind(parameters or self.parameters[piece.index])
 
     def host(self, index: int, whole: bool) -> Tensor:
         """A piece's bytes on the host: as it is where it lies both ways and that is asked for, else as it travels."""
