@@ -209,8 +209,8 @@ def instruct_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for axis, column, name in zip(axes, ("train_loss", "loss"), ("training", "held-out"), strict=True):
         for method, points in instruct_means(rows, column).items():
             colour, dash, marker = _look(method)
-            axis.plot(*zip(*points, strict=True), linestyle=dash, marker=marker, color=colour, label=method)
             steps, means = zip(*points, strict=True)
+            axis.plot(steps, means, linestyle=dash, marker=marker, color=colour, label=method)
             spread = [_spread(rows, method, step, column) for step in steps]
             low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
             axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -243,16 +243,17 @@ def instruct_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def gaps(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[dict[str, Any]]:
-    """Of table `qlora`, each base less LoRA over 16 bits: points, their standard error, and the ratio."""
+def gaps(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[dict[str, Any]]:
+    """Of table `qlora`, each base less LoRA over 16 bits: points, their standard error over `seeds`, and the ratio."""
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
         by = {row["method"]: row for row in rows if row["task"] == task}
-        for name, row in by.items():
-            if not name.startswith("qlora") or "lora" not in by:
-                continue
-            points = 100 * (row["accuracy"] - by["lora"]["accuracy"])
-            error = 100 * sqrt((row["accuracy_std"] ** 2 + by["lora"]["accuracy_std"] ** 2) / seeds)
+        if "lora" not in by:
+            continue
+        plain, coded = by["lora"], {name: row for name, row in by.items() if name.startswith("qlora")}
+        for name, row in coded.items():
+            points = 100 * (row["accuracy"] - plain["accuracy"])
+            error = 100 * sqrt((row["accuracy_std"] ** 2 + plain["accuracy_std"] ** 2) / seeds)
             told = {"less LoRA": f"{points:+.1f}", "standard error": f"{error:.2f}", "ratio": f"{points / error:+.1f}"}
             found.append({"task": task, "method": name} | told)
     return found

@@ -38,11 +38,11 @@ def same_batch(rows: Sequence[Row]) -> list[Row]:
     measured, found = [row for row in rows if row.get("step_ms")], []
     for model in dict.fromkeys(row["model"] for row in measured):
         own = [row for row in measured if row["model"] == model]
-        counts = {
-            b: len({row["world_size"] for row in own if row["batch"] == b}) for b in {row["batch"] for row in own}
-        }
-        batch = max(counts, key=lambda b: counts[b])
-        found += [row for row in own if row["batch"] == batch and counts[batch] > 1]
+        ranks: dict[int, set[int]] = {}
+        for row in own:
+            ranks.setdefault(row["batch"], set()).add(row["world_size"])
+        batch = max(ranks, key=lambda b: len(ranks[b]))
+        found += [row for row in own if row["batch"] == batch and len(ranks[batch]) > 1]
     return found
 
 

@@ -113,7 +113,7 @@ def test_gaps_have_the_standard_error_of_three_seeds():
         {"task": "a", "method": "bf16", "accuracy": 0.91, "accuracy_std": 0.004},
         {"task": "b", "method": "qlora nf4", "accuracy": 0.5, "accuracy_std": 0.004},
     ]
-    [found] = qlora.gaps(rows)
+    [found] = qlora.gaps(rows, 3)
     assert found["task"] == "a" and found["method"] == "qlora nf4"
     # 100 √((0.003² + 0.004²) / 3) = 0.2887
     assert (found["less LoRA"], found["standard error"], found["ratio"]) == ("-2.0", "0.29", "-6.9")
