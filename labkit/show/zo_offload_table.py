@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 MB = 10**6
 MIB = 2**20
-COLUMNS = (
-    "model", "method", "batch", "transfer", "write_back", "parts", "slots", "moves", "step_ms", "predicted_ms",
-    "tokens_per_s", "peak_allocated_mib", "predicted_mib", "driver_mib", "host_gib", "blocks_gib", "cap_gb",
-)  # fmt: skip
 Row = Mapping[str, Any]
 
 
@@ -97,7 +93,7 @@ def grid_figure(rows: Sequence[Row] = (), dtype: str = "float16") -> Figure:
         axis.set(yscale="log", ylabel=f"{label}, logarithmic")
     axes[0].axhline(24 * 2**30 / MB, color=PALETTE["black"], linestyle=":", label="24 GiB")
     axes[0].legend(fontsize="small")
-    fig.suptitle(grid_finding(dtype), x=0.01, ha="left", fontweight="bold", fontsize="medium")
+    fig.suptitle(grid_finding(rows, dtype), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
 
 
@@ -110,12 +106,17 @@ def _points(axis: Axes, method: str, place: int, dtype: str) -> None:
     axis.plot(*zip(*at, strict=True), marker=mark, label=f"{NAMES[method]}, poster", **style)
 
 
-def grid_finding(dtype: str = "float16") -> str:
-    """What the poster claims of the largest model that both methods train."""
+def grid_finding(rows: Sequence[Row] = (), dtype: str = "float16") -> str:
+    """What the poster claims of the largest model that both methods train, and what was recorded of it."""
     both = [m for m in SIZES if None not in (*poster(m, MEZO, dtype), *poster(m, OFFLOAD, dtype))]
     (mb, rate), (small, slow) = (poster(both[-1], method, dtype) for method in (MEZO, OFFLOAD))
     assert mb and rate and small and slow
-    return f"Poster, {both[-1]} in {dtype}: {small / mb:.0%} of MeZO's memory at {slow / rate:.0%} of its rate"
+    told = f"{both[-1]} in {dtype}: poster {small / mb:.0%} of MeZO's memory at {slow / rate:.0%} of its rate"
+    ours = [points.get(both[-1]) for points in grid(rows, dtype).values()]
+    if not all(ours):
+        return told
+    mezo, own = (point for point in ours if point)
+    return f"{told}, recorded {own[0] / mezo[0]:.0%} at {own[1] / mezo[1]:.0%}"
 
 
 def grid_words(rows: Sequence[Row] = (), dtype: str = "float16") -> str:
@@ -127,18 +128,34 @@ def grid_words(rows: Sequence[Row] = (), dtype: str = "float16") -> str:
         ours = [f"{m} {mb:,.0f} MB at {rate:,.0f}" for m, (mb, rate) in grid(rows, dtype)[method].items()]
         if ours:
             told.append(f"recorded: {', '.join(ours)}")
-    return f"Memory and tokens a second by model. {grid_finding(dtype)}. {'; '.join(told)}."
+    return f"Memory and tokens a second by model. {grid_finding(rows, dtype)}. {'; '.join(told)}."
 
 
-def record_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The columns that lesson 16 reads, of rows that were measured, and the note of those that were not.
+def grid_rows(rows: Sequence[Row], dtype: str = "float16") -> list[dict[str, Any]]:
+    """By model with all its weights in their own format and no cap: MB and tokens a second of both methods.
+
+    "by formula" is the rate that bus and arithmetic alone would allow ZO-Offload.
 
     Raises:
-        LabError: where there is none.
+        LabError: where there is no such model.
     """
-    if not rows:
-        raise LabError("The table has no rows.", "Record it with: labkit bench zo-offload.")
-    return [{name: row.get(name) for name in COLUMNS} | {"note": row.get("note", "")} for row in rows]
+    found = []
+    for model in SIZES:
+        same = {"model": model, "dtype": dtype, "batch": 1, "transfer": "", "cap_gb": 0.0}
+        pair = [_like(rows, method=method, **same) for method in (MEZO, OFFLOAD)]
+        if not all(pair):
+            continue
+        mezo, own = (min(each, key=lambda row: row["step_ms"]) for each in pair)
+        mb = [round(row["peak_allocated_mib"] * MIB / MB) for row in (mezo, own)]
+        rates = [round(row["tokens_per_s"]) for row in (mezo, own)]
+        formula = round(own["batch"] * own["seq_len"] / own["predicted_ms"] * 1e3)
+        shown = {"model": model, "MeZO: memory": mb[0], "ZO-Offload: memory": mb[1]}
+        shown |= {"by the driver": round(own["driver_mib"] * MIB / MB), "MeZO: rate": rates[0]}
+        shown |= {"ZO-Offload: rate": rates[1], "by formula": formula, "rates' ratio": round(rates[1] / rates[0], 2)}
+        found.append(shown)
+    if not found:
+        raise LabError(f"The table has no pair of both methods in {dtype}.", "Record it with: labkit bench zo-offload.")
+    return found
 
 
 def _like(rows: Sequence[Row], **wanted: Any) -> list[Row]:
@@ -208,3 +225,51 @@ def capped_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for row in rows
         if row["cap_gb"]
     ]
+
+
+def losses(rows: Sequence[Row], model: str = "opt-13b") -> dict[str, list[float]]:
+    """Losses in nats, step by step, of one batch and the same seeds: MeZO, ZO-Offload, and int8 coded anew.
+
+    Raises:
+        LabError: where one of the three was not recorded.
+    """
+    same = {"model": model, "dtype": "float16", "batch": 1, "cap_gb": 0.0}
+    cases = {
+        "MeZO": _like(rows, method=MEZO, **same),
+        "ZO-Offload": _like(rows, method=OFFLOAD, transfer="", **same),
+        "ZO-Offload, int8": [row for row in _like(rows, method=OFFLOAD, transfer="int8", **same) if row["renew"]],
+    }
+    missing = [name for name, found in cases.items() if not found]
+    if missing:
+        raise LabError(f"The table has no {', '.join(missing)} of {model}.", "Record it with: labkit bench zo-offload.")
+    return {name: max((row["losses"] for row in found), key=len) for name, found in cases.items()}
+
+
+def losses_figure(rows: Sequence[Row], model: str = "opt-13b") -> Figure:
+    """The three curves over the steps; where two are equal, one lies in the other."""
+    import matplotlib.pyplot as plt
+
+    fig, axis = plt.subplots(figsize=(7.2, 3.2))
+    styles = (("red", "o", "-", 7.0), ("blue", ".", "-", 3.0), ("green", "s", "--", 3.0))
+    for (name, curve), (colour, mark, dash, size) in zip(losses(rows, model).items(), styles, strict=True):
+        steps = range(1, len(curve) + 1)
+        axis.plot(steps, curve, color=PALETTE[colour], marker=mark, linestyle=dash, markersize=size, label=name)
+    axis.set(xlabel="step", ylabel="loss (nats)", title=losses_finding(rows, model))
+    axis.ticklabel_format(axis="y", useOffset=False)
+    axis.legend(fontsize="small")
+    return fig
+
+
+def losses_finding(rows: Sequence[Row], model: str = "opt-13b") -> str:
+    """How far the curves are apart."""
+    mezo, plain, coded = losses(rows, model).values()
+    shared = min(len(mezo), len(plain))
+    equal = "are MeZO's" if mezo[:shared] == plain[:shared] else "are not MeZO's"
+    most = max(abs(a - b) for a, b in zip(plain, coded, strict=False))
+    return f"{model}: losses {equal}, {shared} steps long; int8's lie within {most:.4f} nats"
+
+
+def losses_words(rows: Sequence[Row], model: str = "opt-13b") -> str:
+    """The curves in words."""
+    told = "; ".join(f"{n}: {len(v)} steps, {min(v):.4f} to {max(v):.4f}" for n, v in losses(rows, model).items())
+    return f"Lines of the loss over the steps. {losses_finding(rows, model)}. {told}."

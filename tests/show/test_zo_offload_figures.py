@@ -122,10 +122,11 @@ def test_the_grid_has_the_quickest_recorded_row_of_one_sequence():
     alone = recorded.grid_figure()
     assert not any("recorded" in line.get_label() for line in alone.axes[0].lines)
     assert "recorded" not in recorded.grid_words()
-    assert "fit" not in recorded.grid_finding() and "16%" in recorded.grid_finding()
-    assert recorded.record_rows(rows)[0]["note"] == ""
-    with pytest.raises(LabError, match="no rows"):
-        recorded.record_rows([])
+    assert "fit" not in recorded.grid_finding() and "poster 16%" in recorded.grid_finding()
+    larger = [row | {"model": "opt-30b"} for row in rows]
+    assert recorded.grid_finding(larger).endswith("recorded 4% at 80%") and "recorded" not in recorded.grid_finding(
+        rows
+    )
 
 
 SPANS = [
@@ -214,6 +215,15 @@ def test_rows_by_period_and_by_batch_are_those_that_can_be_compared():
     assert (eight["tokens"], eight["k"], eight["of MeZO's rate"]) == (16384, 1, 1.0)
 
 
+def test_the_grids_rows_pair_both_methods_and_have_the_formulas_rate():
+    [row] = recorded.grid_rows([{**row, "tokens_per_s": 2048e3 / row["step_ms"]} for row in recorded_rows()[:4]])
+    assert row["MeZO: rate"] == 8192 and row["ZO-Offload: rate"] == round(2048 / 0.460)  # the quickest: four slots
+    assert row["by formula"] == round(2048 / 0.465) and row["rates' ratio"] == 0.54
+    assert row["by the driver"] == round(2000 * 2**20 / 1e6)
+    with pytest.raises(LabError, match="no pair of both methods in float32"):
+        recorded.grid_rows(recorded_rows(), "float32")
+
+
 def test_coded_and_capped_rows_say_what_was_run():
     renewed, lora = recorded.coded_rows(recorded_rows())
     assert (renewed["coded anew"], renewed["slots"], renewed["step"], renewed["trains"]) == ("every 6th", 7, 308, "all")
@@ -222,3 +232,24 @@ def test_coded_and_capped_rows_say_what_was_run():
     large, none = recorded.capped_rows(recorded_rows())
     assert (large["model"], large["transfer"], large["step"], large["rate"]) == ("opt-175b", "int8", 3.5, 4000)
     assert none["step"] is None and none["transfer"] == "float16" and none["note"] == "no room"
+
+
+def test_recorded_losses_stand_beside_mezos():
+    curve = [11.0, 10.5, 10.25, 10.0]
+    rows = [
+        row | {"losses": curve[:3]} if row["method"] == "mezo" else row | {"losses": curve} for row in recorded_rows()
+    ]
+    for row in rows:
+        if row["transfer"] == "int8" and row["renew"]:
+            row["losses"] = [value + 0.002 for value in curve]
+    assert recorded.losses_finding(rows).endswith("are MeZO's, 3 steps long; int8's lie within 0.0020 nats")
+    fig = recorded.losses_figure(rows)
+    assert [len(line.get_xdata()) for line in fig.axes[0].lines] == [3, 4, 4]
+    assert_titles_and_names_inside(fig)
+    assert "ZO-Offload, int8: 4 steps" in recorded.losses_words(rows)
+    other = [
+        row | {"losses": [11.0, 10.6]} if row["method"] == "zo-offload" and not row["transfer"] else row for row in rows
+    ]
+    assert "are not MeZO's, 2 steps long" in recorded.losses_finding(other)
+    with pytest.raises(LabError, match="no ZO-Offload, int8"):
+        recorded.losses([row for row in rows if not row["renew"]])
