@@ -53,12 +53,13 @@ def poster_rows(dtype: str = "float16") -> list[dict[str, Any]]:
 
 
 def _best(rows: Sequence[Row], method: str, model: str, dtype: str) -> Row | None:
-    """The quickest measured row of one sequence, in the weights' own format where there is one."""
+    """The quickest measured row of one sequence, in the weights' own format."""
     same = [
         r for r in rows
-        if (r["method"], r["model"], r["dtype"], r["batch"]) == (method, model, dtype, 1) and r["step_ms"]
+        if (r["method"], r["model"], r["dtype"], r["batch"], r["transfer"]) == (method, model, dtype, 1, "")
+        and r["step_ms"]
     ]  # fmt: skip
-    return min(same, key=lambda r: (bool(r["transfer"]), r["step_ms"]), default=None)
+    return min(same, key=lambda r: r["step_ms"], default=None)
 
 
 def grid(rows: Sequence[Row], dtype: str = "float16") -> dict[str, dict[str, tuple[float, float]]]:
@@ -191,21 +192,22 @@ def by_batch(rows: Sequence[Row], model: str = "opt-13b") -> list[dict[str, Any]
 
 
 def coded_rows(rows: Sequence[Row], model: str = "opt-13b") -> list[dict[str, Any]]:
-    """What travels in fewer bits: the format, what trains, how often it is coded anew, and a step."""
+    """What travels in fewer bits, after the weights' own: what trains, how often it is coded anew, a step."""
+    plain = _like(rows, model=model, method=OFFLOAD, batch=1, write_back=8, parts=3, slots=3, **_PLAIN)
+    coded = [r for r in rows if r["step_ms"] and r["transfer"] and not r["cap_gb"] and r["model"] == model]
     return [
         {
-            "transfer": row["transfer"],
+            "transfer": row["transfer"] or row["dtype"],
             "trains": "LoRA" if row["method"].endswith("lora") else "all",
-            "coded anew": f"every {row['renew']}th" if row["renew"] else "never",
+            "coded anew": f"every {row['renew']}th" if row["renew"] else "never" if row["transfer"] else None,
             "steps before": row["moves"],
             "parts": row["parts"],
             "slots": row["slots"],
             "step": round(row["step_ms"]),
             "peak": round(row["peak_allocated_mib"] * MIB / MB),
-            "host": row["host_gib"],
+            "host": round(row["host_gib"], 1),
         }
-        for row in rows
-        if row["step_ms"] and row["transfer"] and not row["cap_gb"] and row["model"] == model
+        for row in [*plain, *coded]
     ]
 
 
@@ -215,14 +217,15 @@ def capped_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "model": row["model"],
             "transfer": row["transfer"] or row["dtype"],
+            "steps before": row["moves"],
             "step": row["step_ms"] and round(row["step_ms"] / 1e3, 2),
             "rate": row["tokens_per_s"] and round(row["tokens_per_s"]),
             "peak": row["peak_allocated_mib"] and round(row["peak_allocated_mib"] * MIB / MB),
             "by the driver": row["driver_mib"] and round(row["driver_mib"] * MIB / MB),
-            "host": row["host_gib"],
+            "host": row["host_gib"] and round(row["host_gib"], 1),
             "note": row["note"],
         }
-        for row in rows
+        for row in sorted(rows, key=lambda row: SIZES.index(row["model"]))
         if row["cap_gb"]
     ]
 

@@ -38,16 +38,24 @@ def lab_of(lab: str) -> Lab:
 def scores(lab: str) -> dict[str, Score]:
     """All variants of one lab, run once: one import of torch, and only the cells that points need.
 
-    The first wrong answer to each exercise runs all of these, and so would show it if what a test does, and no name,
-    reached another exercise. The others run the cells that read what they change. The whole lab runs in
-    tests/notebooks and, under nbgrader, in tests/grading.
+    Reference, stubs and both halves run all of these; the others run the cells that read what they change. The whole
+    lab runs in tests/notebooks and, under nbgrader, in tests/grading.
     """
-    variants = {m: {spec["exercise"]: spec["code"]} for m, spec in MODULES[lab].MUTANTS.items()}
-    first = {exercise: name for name, answers in reversed(variants.items()) for exercise in answers}
-    whole = {REFERENCE: {}, STUBS: stubs(lab_of(lab)), **{name: variants.pop(name) for name in first.values()}}
+    mutants = {name: {spec["exercise"]: spec["code"]} for name, spec in MODULES[lab].MUTANTS.items()}
+    whole = {REFERENCE: {}, STUBS: stubs(lab_of(lab))}
+    whole |= {half: dict(pair for n in names for pair in mutants[n].items()) for half, names in halves(lab).items()}
     graded = grade_all(lab_of(lab), whole, only_needed=True)
-    variants |= {name: {exercise: code} for name, (exercise, code) in right(lab).items()}
+    variants = mutants | {name: {exercise: code} for name, (exercise, code) in right(lab).items()}
     return graded | grade_all(lab_of(lab), variants, only_needed=True, only_affected=True)
+
+
+def halves(lab: str) -> dict[str, list[str]]:
+    """The first wrong answer to every other exercise, by half: each half leaves the other half's exercises right."""
+    first: dict[str, str] = {}
+    for name, spec in MODULES[lab].MUTANTS.items():
+        first.setdefault(spec["exercise"], name)
+    names = list(first.values())
+    return {"(half)": names[::2], "(other half)": names[1::2]} if names[1:] else {"(half)": names}
 
 
 def right(lab: str) -> dict[str, tuple[str, str]]:
@@ -106,6 +114,17 @@ def test_a_wrong_answer_loses_its_points(lab, name):
     assert expected <= lost, f"{name} ({spec['why']}) keeps the points of {sorted(expected - lost)}"
     if not spec.get("at_least"):
         assert lost == expected, f"{name} also loses {sorted(lost - expected)}:\n{score}"
+
+
+@pytest.mark.parametrize("lab", MODULES)
+def test_wrong_answers_reach_no_other_exercise(lab):
+    """Not even by what a test does and no name tells: with all cells run, right exercises keep their points."""
+    for half, names in halves(lab).items():
+        specs, lost = [MODULES[lab].MUTANTS[name] for name in names], set(scores(lab)[half].lost)
+        expected = {grade_id for spec in specs for grade_id in spec["loses"]}
+        assert expected <= lost, f"{half} keeps the points of {sorted(expected - lost)}"
+        if not any(spec.get("at_least") for spec in specs):
+            assert lost == expected, f"{half} also loses {sorted(lost - expected)}:\n{scores(lab)[half]}"
 
 
 @pytest.mark.parametrize(("lab", "name"), CASES, ids=[f"{lab}-{name}" for lab, name in CASES])

@@ -225,11 +225,12 @@ def test_the_grids_rows_pair_both_methods_and_have_the_formulas_rate():
 
 
 def test_coded_and_capped_rows_say_what_was_run():
-    renewed, lora = recorded.coded_rows(recorded_rows())
+    plain, renewed, lora = recorded.coded_rows(recorded_rows())
+    assert (plain["transfer"], plain["coded anew"], plain["step"]) == ("float16", None, 470)
     assert (renewed["coded anew"], renewed["slots"], renewed["step"], renewed["trains"]) == ("every 6th", 7, 308, "all")
     assert (lora["transfer"], lora["trains"], lora["coded anew"]) == ("nf4", "LoRA", "never")
     assert lora["peak"] == 1049  # 1000 MiB in 10⁶ bytes
-    large, none = recorded.capped_rows(recorded_rows())
+    none, large = recorded.capped_rows(recorded_rows())
     assert (large["model"], large["transfer"], large["step"], large["rate"]) == ("opt-175b", "int8", 3.5, 4000)
     assert none["step"] is None and none["transfer"] == "float16" and none["note"] == "no room"
 
