@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,7 +82,7 @@ def grade_all(
     seconds: float = SECONDS_PER_CELL,
     workers: int = 1,
     only_needed: bool = False,
-    only_affected: bool = False,
+    only_affected: Collection[str] = (),
 ) -> dict[str, Score]:
     """Grade several sets of answers.
 
@@ -93,8 +93,8 @@ def grade_all(
         seconds: the longest that one cell may take.
         workers: processes that share the variants.
         only_needed: leave out the cells on which no points depend (`labkit.grading.needed`).
-        only_affected: take the result of a cell that reads nothing of the changed exercises from the lab itself,
-            run once for all, where variants can run in copies of one process.
+        only_affected: variants that take the result of a cell that reads nothing of their changed exercises from the
+            lab itself, run once for all, where there are several variants.
 
     Returns:
         name -> Score, in the order given.
@@ -105,7 +105,9 @@ def grade_all(
     codes = {name: _changed(lab, answers) for name, answers in variants.items()}
     cells = [pair for pair in lab.sources() if not only_needed or pair[0] in needed_cells(lab)]
     names = list(codes)
-    jobs = {n: {"variant": n, "codes": c, "skip": _skip(cells, c) if only_affected else []} for n, c in codes.items()}
+    jobs = {
+        n: {"variant": n, "codes": c, "skip": _skip(cells, c) if n in only_affected else []} for n, c in codes.items()
+    }
     parts = [{n: jobs[n] for n in names[i::workers]} for i in range(workers)]
     with ThreadPoolExecutor(max_workers=workers) as pool:
         done = [
@@ -126,12 +128,9 @@ def _changed(lab: Lab, answers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _skip(cells: Cells, changed: Mapping[str, str]) -> list[str]:
-    """The cells behind the first change that it does not affect."""
-    places = [place for place, (label, _) in enumerate(cells) if label in changed]
-    if not places:
-        return []
-    affected = affected_cells(cells, changed)
-    return [label for label, _ in cells[places[0] :] if label not in affected]
+    """The cells that a change does not affect, and that nothing affected needs."""
+    affected = affected_cells(cells, changed) if changed else {label for label, _ in cells}
+    return [label for label, _ in cells if label not in affected]
 
 
 def _grade_part(lab: Lab, cells: Cells, jobs: dict[str, Job], seconds: float) -> dict[str, Score]:

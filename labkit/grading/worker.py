@@ -2,7 +2,7 @@
 
 In:  {"cells": [[label, code], …], "graded": {label: points}, "answers": [label, …], "extra": [module, …]} then one
      line per variant,
-     {"variant": name, "codes": {label: code}, "skip": [label, …]}.
+     {"variant": name, "codes": {label: code}, "skip": [label, …]}, the last the cells that end as in the lab itself.
 Out: {"variant", "cell", "event": "start"}, {"variant", "cell", "event": "end", "points", "error", "stdout"},
      and for each variant {"variant", "event": "done"} or {"variant", "event": "died", "code"}.
 
@@ -81,23 +81,28 @@ def main() -> None:
     head = json.loads(lines.readline())
     head["answers"] = _Answers(head["answers"], head["extra"])
     jobs = [json.loads(line) for line in lines]
-    for job in _branch(report, head, jobs) if len(jobs) > 1 else jobs:
+    results: Results = {}
+    for job in _branch(report, head, jobs, results) if len(jobs) > 1 else jobs:
         _reset()
-        namespace = _world()
+        namespace, known = _world(), [label for label in job["skip"] if label in results]
+        _send_results(report, job, known, results)
         for label, code in head["cells"]:
-            _run_for(report, head, job, (label, code), namespace)
+            if label not in known:
+                _run_for(report, head, job, (label, code), namespace)
         _send(report, job["variant"], "", event="done")
 
 
-def _branch(report: TextIO, head: dict[str, Any], jobs: list[Job]) -> list[Job]:
+def _branch(report: TextIO, head: dict[str, Any], jobs: list[Job], results: Results) -> list[Job]:
     """Run the lab's own cells, and each job in a copy of this process from its first change on.
+
+    Args:
+        results: filled with those of the lab's own cells.
 
     Returns:
         the jobs that could not run in a copy.
     """
     changed, left = [job for job in jobs if job["codes"]], []
     same = [job for job in jobs if not job["codes"]]
-    results: Results = {}
     for _ in _own_cells(report, head, same or jobs, _world(), results):
         pass
     for job in same:
@@ -143,13 +148,15 @@ def _run_in_a_copy(
     report: TextIO, head: dict[str, Any], job: Job, place: int, namespace: dict[str, Any], results: Results
 ) -> None:
     """Run a job's cells from `place` on, except those to skip, in a copy of this process that ends with them."""
+    behind = [label for label, _ in head["cells"][place:]]
     ended = mmap.mmap(-1, 1)  # shared with the copy
     gc.freeze()  # else the copy's first collection would write to, and so duplicate, all memory
     pid = os.fork()
     if not pid:
-        _send_results(report, job, [label for label, _ in head["cells"][:place]] + job["skip"], results)
+        skipped = [label for label in job["skip"] if label in behind]
+        _send_results(report, job, [label for label, _ in head["cells"][:place]] + skipped, results)
         for cell in head["cells"][place:]:
-            if cell[0] not in job["skip"]:
+            if cell[0] not in skipped:
                 _run_for(report, head, job, cell, namespace)
         _send(report, job["variant"], "", event="done")
         ended[0] = 1

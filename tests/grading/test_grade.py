@@ -178,7 +178,7 @@ def test_results_of_unaffected_cells_are_the_labs_own(lab):
     ]
     variants = {"reference": {}, "one": {EX: "return 2"}, "two": {EX: "1 / 0"}}
     apart = grade_all(Lab.from_notebook(notebook), variants)
-    once = grade_all(Lab.from_notebook(notebook), variants, only_affected=True)
+    once = grade_all(Lab.from_notebook(notebook), variants, only_affected=variants)
     assert [score.points for score in once.values()] == [score.points for score in apart.values()] == [5, 3, 2]
     assert len({score.stdout["ex2-test"] for score in apart.values()}) == (3 if FORKS else 1)
     assert len({score.stdout["ex2-test"] for score in once.values()}) == 1

@@ -44,9 +44,8 @@ def scores(lab: str) -> dict[str, Score]:
     mutants = {name: {spec["exercise"]: spec["code"]} for name, spec in MODULES[lab].MUTANTS.items()}
     whole = {REFERENCE: {}, STUBS: stubs(lab_of(lab))}
     whole |= {half: dict(pair for n in names for pair in mutants[n].items()) for half, names in halves(lab).items()}
-    graded = grade_all(lab_of(lab), whole, only_needed=True)
-    variants = mutants | {name: {exercise: code} for name, (exercise, code) in right(lab).items()}
-    return graded | grade_all(lab_of(lab), variants, only_needed=True, only_affected=True)
+    others = mutants | {name: {exercise: code} for name, (exercise, code) in right(lab).items()}
+    return grade_all(lab_of(lab), whole | others, only_needed=True, only_affected=others)
 
 
 def halves(lab: str) -> dict[str, list[str]]:
