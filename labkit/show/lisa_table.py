@@ -40,6 +40,31 @@ def held(row: Mapping[str, Any]) -> float:
     return sum(row.get(name) or 0.0 for name in HELD)
 
 
+RUN_UNITS = {"accuracy": "%", "±": "%", "loss": "nats", "held": "MiB", "peak": "MiB", "step": "ms", "energy": "J"}
+
+
+def run_rows(rows: Rows) -> list[dict[str, Any]]:
+    """Of whole runs: the rate, accuracy with its deviation over seeds, loss, gradients and states, peak, and a step."""
+    found = []
+    for row in (row for row in rows if row.get("part") == "run"):
+        spread, peak, step = (row.get(name) for name in ("accuracy_std", "peak_allocated_mib", "step_ms"))
+        found.append(
+            {
+                "task": row["task"],
+                "method": row["method"],
+                "rate": row.get("learning_rate"),
+                "accuracy": round(100 * row["accuracy"], 1),
+                "±": None if spread is None else round(100 * spread, 1),
+                "loss": round(row["loss"], 3),
+                "held": round(held(row)) if row["method"] != VANILLA else None,
+                "peak": peak and round(peak),
+                "step": step and round(step),
+                "energy": row.get("joules_per_step"),
+            }
+        )
+    return found
+
+
 def learned_figure(rows: Rows) -> Figure:
     """A panel a task: accuracy, or held-out loss, over the MiB of gradients and states, a mark a method that trains."""
     import matplotlib.pyplot as plt
@@ -103,11 +128,13 @@ def series(rows: Rows) -> dict[str, list[float]]:
 def series_figure(rows: Rows) -> Figure:
     """Bytes of gradients and states on the device after each step, a line a method."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     fig, axis = plt.subplots(figsize=(7.4, 3.4))
     for (name, values), colour, dash in zip(series(rows).items(), CYCLE, DASHES, strict=False):
         axis.step(range(1, len(values) + 1), values, where="mid", color=colour, linestyle=dash, label=name)
-    axis.set(xlabel="step", ylabel="gradients and states (MiB)")
+    axis.set(xlabel="step, each with other layers", ylabel="gradients and states (MiB)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(bottom=0)
     axis.legend(fontsize="small")
     axis.set_title(series_finding(rows))

@@ -122,6 +122,9 @@ def test_the_recorded_table_is_drawn():
     assert points == [(12.0 * k, pytest.approx(70 + k)) for k in range(1, len(NAMES))]
     losses = [c.lines[0].get_ydata()[0] for c in fig.axes[1].containers]
     assert losses == [pytest.approx(3 - 0.1 * k) for k in range(1, len(NAMES))]
+    first, *_, last = lisa_table.run_rows(RECORD)
+    assert (first["method"], first["accuracy"], first["held"]) == ("vanilla", 70.0, None)
+    assert (last["task"], last["loss"], last["held"]) == ("instructions", pytest.approx(2.4), 72)
     assert lisa_table.learned_finding(RECORD).startswith("Most accurate: lisa kept, 76.0 % with 72 MiB")
     assert "instructions, badam: accuracy 74.0 %, loss 2.600, 48.0 MiB" in lisa_table.learned_words(RECORD)
     assert_titles_and_names_inside(fig)
