@@ -133,7 +133,7 @@ def grid_words(rows: Sequence[Row] = (), dtype: str = "float16") -> str:
 
 
 def grid_rows(rows: Sequence[Row], dtype: str = "float16") -> list[dict[str, Any]]:
-    """By model with all its weights in their own format and no cap: MB and tokens a second of both methods.
+    """By model, in its own format, where both methods were measured: MB and tokens a second of their quickest rows.
 
     "by formula" is the rate that bus and arithmetic alone would allow ZO-Offload.
 
@@ -142,11 +142,9 @@ def grid_rows(rows: Sequence[Row], dtype: str = "float16") -> list[dict[str, Any
     """
     found = []
     for model in SIZES:
-        same = {"model": model, "dtype": dtype, "batch": 1, "transfer": "", "cap_gb": 0.0}
-        pair = [_like(rows, method=method, **same) for method in (MEZO, OFFLOAD)]
-        if not all(pair):
+        mezo, own = (_best(rows, method, model, dtype) for method in (MEZO, OFFLOAD))
+        if not (mezo and own):
             continue
-        mezo, own = (min(each, key=lambda row: row["step_ms"]) for each in pair)
         mb = [round(row["peak_allocated_mib"] * MIB / MB) for row in (mezo, own)]
         rates = [round(row["tokens_per_s"]) for row in (mezo, own)]
         formula = round(own["batch"] * own["seq_len"] / own["predicted_ms"] * 1e3)
