@@ -129,7 +129,7 @@ def _changed(lab: Lab, answers: Mapping[str, str]) -> dict[str, str]:
 
 def _skip(cells: Cells, changed: Mapping[str, str]) -> list[str]:
     """The cells that a change does not affect, and that nothing affected needs."""
-    affected = affected_cells(cells, changed) if changed else {label for label, _ in cells}
+    affected = affected_cells(cells, changed)
     return [label for label, _ in cells if label not in affected]
 
 

@@ -41,10 +41,10 @@ def scores(lab: str) -> dict[str, Score]:
     Reference, stubs and both halves run all of these; the others run the cells that read what they change. The whole
     lab runs in tests/notebooks and, under nbgrader, in tests/grading.
     """
-    mutants = {name: {spec["exercise"]: spec["code"]} for name, spec in MODULES[lab].MUTANTS.items()}
+    wrong = {name: (spec["exercise"], spec["code"]) for name, spec in MODULES[lab].MUTANTS.items()}
     whole = {REFERENCE: {}, STUBS: stubs(lab_of(lab))}
-    whole |= {half: dict(pair for n in names for pair in mutants[n].items()) for half, names in halves(lab).items()}
-    others = mutants | {name: {exercise: code} for name, (exercise, code) in right(lab).items()}
+    whole |= {half: dict(wrong[name] for name in names) for half, names in halves(lab).items()}
+    others = {name: {exercise: code} for name, (exercise, code) in (wrong | right(lab)).items()}
     return grade_all(lab_of(lab), whole | others, only_needed=True, only_affected=others)
 
 
