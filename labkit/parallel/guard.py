@@ -24,7 +24,8 @@ from multiprocessing.process import BaseProcess
 
 from labkit.parallel import diagnose
 from labkit.parallel.folder import REPORT, Folder
-from labkit.parallel.system import exit_status, kill_descendants, seconds_of_work
+from labkit.parallel.stacks import tells
+from labkit.parallel.system import exit_status, kill_descendants, seconds_of_work, signal_main_thread
 
 _POLL_S = 0.03
 _GRACE_S = 3.0  # from a first failure until torch elastic must have ended the rest
@@ -93,7 +94,7 @@ class Guard(threading.Thread):
         bad = any(status != 0 for _, status in self.deaths.values())
         if bad and self._give_up is None:
             self._give_up = time.monotonic() + _GRACE_S
-            self._ask(signal.SIGUSR2)
+            self._ask_for_traces()
 
     def _status(self, pid: int) -> int | None:
         try:
@@ -110,11 +111,11 @@ class Guard(threading.Thread):
     def _living(self) -> dict[int, int]:
         return {rank: pid for rank, pid in self._pids.items() if rank not in self.deaths}
 
-    def _ask(self, *numbers: int) -> None:
-        for pid in self._living().values():
-            for number in numbers:
+    def _ask_for_traces(self) -> None:
+        if hasattr(signal, "SIGUSR2"):
+            for pid in self._living().values():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+                    os.kill(pid, signal.SIGUSR2)
 
     def _hanging(self, why: str) -> Callable[[], diagnose.Report]:
         def report() -> diagnose.Report:
@@ -129,16 +130,22 @@ class Guard(threading.Thread):
                 os.truncate(self._folder.of(rank, "stack"), 0)
             self._folder.of(rank, "trace").unlink(missing_ok=True)
         if hasattr(signal, "SIGUSR1"):
-            self._ask(signal.SIGUSR2, signal.SIGUSR1)
+            for pid in self._living().values():
+                signal_main_thread(pid, signal.SIGUSR1)
         until = time.monotonic() + _ANSWER_S
-        while time.monotonic() < until:
-            if all(map(self._has_answered, self._living())):
-                break
+        self._wait_for(self._told_its_stack, until)
+        # Only then: the thread that tells the traces would run while the stacks, its own among them, are read.
+        self._ask_for_traces()
+        self._wait_for(lambda rank: self._folder.of(rank, "trace").exists(), until + _ANSWER_S)
+
+    def _wait_for(self, answered: Callable[[int], bool], until: float) -> None:
+        while time.monotonic() < until and not all(map(answered, self._living())):
             time.sleep(_POLL_S)
         time.sleep(_POLL_S)
 
-    def _has_answered(self, rank: int) -> bool:
-        return bool(self._folder.read_text(self._folder.of(rank, "stack"))) and self._folder.of(rank, "trace").exists()
+    def _told_its_stack(self, rank: int) -> bool:
+        state = self._folder.read_json(self._folder.of(rank, "state")) or {}
+        return tells(self._folder.read_text(self._folder.of(rank, "stack")), state.get("thread", 0))
 
     def _look_for_stall(self, now: float) -> None:
         living = self._living()

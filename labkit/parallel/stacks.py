@@ -58,6 +58,11 @@ def position(text: str, main_thread: int) -> Position:
     return Position(frames[own], called[-1] if called else "", _as_traceback(frames))
 
 
+def tells(text: str, main_thread: int) -> bool:
+    """Whether the dump has come to the main thread, the oldest and therefore its last."""
+    return main_thread in _threads(text)
+
+
 def _threads(text: str) -> dict[int, list[Frame]]:
     threads: dict[int, list[Frame]] = {}
     frames: list[Frame] = []

@@ -79,6 +79,20 @@ def _runs(process: object) -> bool:
     return False
 
 
+def signal_main_thread(pid: int, number: int) -> None:
+    """Send a signal to the main thread of process `pid`, and to no other; nothing happens where it is gone.
+
+    The kernel gives a process's signal to whichever thread is free. A handler that reads the stacks of all threads has
+    to run in the one that moves, since that one then stands still. Where the C library has no tgkill, any may get it.
+    """
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None) if sys.platform == "linux" else None
+    if tgkill is not None:
+        tgkill(pid, pid, number)  # on Linux, a main thread has the number of its process
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
 def exit_status(pid: int) -> int | None:
     """How the child `pid` ended: its exit code, or minus the signal's number; None while it runs.
 
