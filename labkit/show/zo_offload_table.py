@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from labkit.bench.zo_offload import PUBLISHED
 from labkit.errors import LabError
 from labkit.show.style import PALETTE
-from labkit.show.zo_offload import COLOURS, MEZO, NAMES, OFFLOAD, SIZES
+from labkit.show.zo_offload import COLOURS, MEZO, NAMES, OFFLOAD, SIZES, fitted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from labkit.zeroth.offload.roofline import Machine
 
 MB = 10**6
 MIB = 2**20
@@ -187,6 +189,19 @@ def by_batch(rows: Sequence[Row], model: str = "opt-13b") -> list[dict[str, Any]
                 shown | {"k": least["write_back"], "ZO-Offload": round(least["step_ms"]), "of MeZO's rate": ratio}
             )
     return found
+
+
+def machine(rows: Sequence[Row], model: str = "opt-13b") -> Machine:
+    """The roofline of the recorded machine: its bus as measured apart, its arithmetic from MeZO's steps by batch.
+
+    Raises:
+        LabError: for rows without a measurement of the bus, or with fewer than two batches.
+    """
+    bus = next((row for row in rows if row["up_both_gb_per_s"]), None)
+    if bus is None:
+        raise LabError("These rows have no measured bus.", "Measure zo-offload again where there is a GPU.")
+    steps = {row["tokens"]: row["MeZO"] for row in by_batch(rows, model)}
+    return fitted(steps, bus["up_gb_per_s"], bus["up_both_gb_per_s"])
 
 
 def coded_rows(rows: Sequence[Row], model: str = "opt-13b") -> list[dict[str, Any]]:

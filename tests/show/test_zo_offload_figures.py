@@ -188,7 +188,7 @@ def recorded_rows() -> list[dict]:
         "model": "opt-13b", "method": "zo-offload", "dtype": "float16", "batch": 1, "seq_len": 2048, "transfer": "",
         "write_back": 8, "parts": 3, "slots": 3, "moves": 9, "cap_gb": 0.0, "renew": 0, "step_ms": 470.2,
         "predicted_ms": 465.0, "tokens_per_s": 4000.0, "peak_allocated_mib": 1000.0, "driver_mib": 2000.0,
-        "host_gib": 24.0, "note": "",
+        "host_gib": 24.0, "note": "", "up_gb_per_s": None, "up_both_gb_per_s": None,
     }  # fmt: skip
     mezo = base | {"method": "mezo", "write_back": 0, "parts": 0, "slots": 0, "step_ms": 250.0, "predicted_ms": None}
     return [
@@ -213,6 +213,19 @@ def test_rows_by_period_and_by_batch_are_those_that_can_be_compared():
     one, eight = recorded.by_batch(rows)
     assert (one["sequences"], one["MeZO"], one["ZO-Offload"], one["of MeZO's rate"]) == (1, 250, 520, 0.481)
     assert (eight["tokens"], eight["k"], eight["of MeZO's rate"]) == (16384, 1, 1.0)
+
+
+def test_the_recorded_machines_roofline_is_its_bus_and_a_line_through_mezos_steps():
+    rows = [row | {"up_gb_per_s": 50.0, "up_both_gb_per_s": 40.0} for row in recorded_rows()]
+    found = recorded.machine(rows)
+    assert (found.up, found.both) == (50.0, 40.0)
+    # 250 ms for 2,048 tokens and 1,500 for 16,384: two passes of a token take 87.2 µs, three of noise 71 ms.
+    assert found.token_us == pytest.approx(1250e3 / 14336 / 2) and 3 * found.noise_ms == pytest.approx(250 - 1250 / 7)
+    assert found.compute_ms(16384, 1) == pytest.approx(1500)
+    with pytest.raises(LabError, match="no measured bus"):
+        recorded.machine(recorded_rows())
+    with pytest.raises(LabError, match="two points"):
+        recorded.machine(rows[:3])
 
 
 def test_the_grids_rows_pair_both_methods_and_have_the_formulas_rate():
