@@ -164,7 +164,7 @@ def flops_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Operations of forward and backward as stacked bars.
 
     Args:
-        rows: of method, flops_forward and flops_backward, full fine-tuning first.
+        rows: of method, flops_forward and flops_backward, full fine-tuning first; of model, where it is to be named.
     """
     import matplotlib.pyplot as plt
 
@@ -192,9 +192,9 @@ def _scaled(most: float) -> tuple[float, str]:
 def _operations(rows: Sequence[dict[str, Any]]) -> str:
     whole = {row["method"]: row["flops_forward"] + row["flops_backward"] for row in rows}
     first, *others = whole
-    return "Of full fine-tuning's operations: " + ", ".join(
-        f"{name} {whole[name] / whole[first]:.0%}" for name in others
-    )
+    shares = ", ".join(f"{name} {whole[name] / whole[first]:.0%}" for name in others)
+    begin = f"{rows[0]['model']}, of" if rows[0].get("model") else "Of"
+    return f"{begin} full fine-tuning's operations: {shares}"
 
 
 def flops_words(rows: Sequence[dict[str, Any]]) -> str:

@@ -105,6 +105,8 @@ def test_operations_are_stacked():
     bars = fig.axes[0].patches
     assert [bar.get_width() for bar in bars] == pytest.approx([2.0, 2.1, 4.0, 2.1]) and bars[2].get_x() == 2.0
     assert fig.axes[0].get_title(loc="left") == "Of full fine-tuning's operations: lora 70%"
+    named = lora.flops_figure([row | {"model": "opt-1.3b"} for row in rows])
+    assert named.axes[0].get_title(loc="left") == "opt-1.3b, of full fine-tuning's operations: lora 70%"
     assert "10⁶" in fig.axes[0].get_xlabel() and "lora: forward 2,100,000" in lora.flops_words(rows)
 
 
