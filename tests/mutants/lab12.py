@@ -13,10 +13,13 @@ PRODUCT, TRAINED, BYTES = "ex1-product", "ex2-trained", "ex3-bytes"
 CONVERSATION, LOSS, PLACES = "ex4-conversation", "ex5-loss", "ex6-places"
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
 
+_READ, _READ_BACK = "F.linear(x, codes.dequantize(x.dtype))", "gradient @ codes.dequantize(gradient.dtype)"
+_BELOW = 'if {"lora_A", "lora_B"} & set(name.split(".")[:-1]):'
 _SUM = "return Product.apply(x) + scaling * F.linear(h, B.to(x.dtype))"
 
 RIGHT = {
     "product-checkpointed": (PRODUCT, whole12.CHECKPOINTED),
+    "product-checkpointed-reentrant": (PRODUCT, whole12.REENTRANT),
     "product-codes-on-the-context": (PRODUCT, whole12.ON_THE_CONTEXT),
     "product-all-in-one": (PRODUCT, whole12.ALL_IN_ONE),
     "trained-by-modules": (TRAINED, whole12.BY_MODULES),
@@ -24,6 +27,7 @@ RIGHT = {
     "conversation-by-hand": (CONVERSATION, whole12.BY_HAND),
     "loss-gathered": (LOSS, whole12.GATHERED),
     "places-by-slices": (PLACES, whole12.SLICES),
+    "places-by-owners": (PLACES, whole12.OWNERS),
 }
 
 # fmt: off
@@ -33,7 +37,24 @@ MUTANTS = {
         "Product.apply(x)", "F.linear(x, codes.dequantize(x.dtype))"),
     "product-dense-on-the-context": _wrong(
         PRODUCT, BOTH, "The dense weight hangs on the context, where no hook sees it.",
-        code=whole12.DENSE_ON_CONTEXT),
+        "return " + _READ, "ctx.dense = codes.dequantize(x.dtype)\n        return F.linear(x, ctx.dense)",
+        _READ_BACK, "gradient @ ctx.dense"),
+    "product-dense-on-the-context-in-16-bits": _wrong(
+        PRODUCT, HIDDEN, "The dense weight hangs on the context if it is bfloat16, where it seems small.",
+        "return " + _READ,
+        "ctx.dense = codes.dequantize(x.dtype) if x.dtype == torch.bfloat16 else None\n"
+        "        return F.linear(x, codes.dequantize(x.dtype) if ctx.dense is None else ctx.dense)",
+        _READ_BACK, "gradient @ (codes.dequantize(gradient.dtype) if ctx.dense is None else ctx.dense)"),
+    "product-read-in-32-bits": _wrong(
+        PRODUCT, HIDDEN, "Read back in float32, and copied to bfloat16.",
+        _READ, "F.linear(x, codes.dequantize(torch.float32).to(x.dtype))",
+        _READ_BACK, "gradient @ codes.dequantize(torch.float32).to(gradient.dtype)"),
+    "product-widened": _wrong(
+        PRODUCT, HIDDEN, "Read back in bfloat16, and copied to float32 for the product.",
+        _READ, "F.linear(x.float(), codes.dequantize(x.dtype).float()).to(x.dtype)"),
+    "product-no-single-vector": _wrong(
+        PRODUCT, HIDDEN, "An x of one dimension has none to flatten.",
+        "t.reshape(-1, t.shape[-1])", "t.flatten(0, -2)", code=whole12.ALL_IN_ONE),
     "product-half-kept": _wrong(
         PRODUCT, BOTH, "A copy in 16 bits is kept for backward: half of the dense bytes are still dense.",
         code=whole12.HALF_KEPT),
@@ -76,7 +97,8 @@ MUTANTS = {
         code=whole12.IN_VAIN),
     "product-one-weight-for-all": _wrong(
         PRODUCT, HIDDEN, "Codes kept on a name that all layers share: backward takes the last layer's.",
-        code=whole12.SHARED_NAME),
+        "return " + _READ, "global last_codes\n        last_codes = codes\n        return " + _READ,
+        _READ_BACK, "gradient @ last_codes.dequantize(gradient.dtype)"),
     "trained-everything-wide": _wrong(
         TRAINED, BOTH, "The whole model becomes float32, norms and embedding too.",
         "model.requires_grad_(False)", "model.float().requires_grad_(False)"),
@@ -92,7 +114,18 @@ MUTANTS = {
         TRAINED, BOTH, "B stays zero for ever.", '{"lora_A", "lora_B"} &', '{"lora_A"} &'),
     "trained-substring": _wrong(
         TRAINED, HIDDEN, "Looks for lora_ anywhere in the name: frozen norms called so train.",
-        'if {"lora_A", "lora_B"} & set(name.split(".")[:-1]):', 'if "lora_A" in name or "lora_B" in name:'),
+        _BELOW, 'if "lora_A" in name or "lora_B" in name:'),
+    "trained-own-name": _wrong(
+        TRAINED, HIDDEN, "A frozen parameter whose own name is lora_A trains.", "[:-1]", ""),
+    "trained-children-only": _wrong(
+        TRAINED, BOTH, "Looks at the next module only: lora_A.default.weight stays frozen.",
+        _BELOW, 'if name.split(".")[-2] in ("lora_A", "lora_B"):'),
+    "trained-between-dots": _wrong(
+        TRAINED, HIDDEN, "An adapter right on the model has no dot before it.",
+        _BELOW, 'if ".lora_A." in name or ".lora_B." in name:'),
+    "trained-tied-twice": _wrong(
+        TRAINED, HIDDEN, "A parameter that two adapters share is in the optimizer twice.",
+        "model.named_parameters()", "model.named_parameters(remove_duplicate=False)"),
     "trained-all-in-the-optimizer": _wrong(
         TRAINED, BOTH, "The optimizer holds the frozen parameters too.",
         "AdamW(trained,", "AdamW(model.parameters(),"),
@@ -143,6 +176,9 @@ MUTANTS = {
         "[-100] * len(asked) + learned", "[-100] * len(asked) + answer + [-100]"),
     "conversation-no-end": _wrong(
         CONVERSATION, BOTH, "There is no end at all.", "learned = [*answer, end]", "learned = [*answer]"),
+    "conversation-end-taken-for-given": _wrong(
+        CONVERSATION, HIDDEN, "An answer that ends in the end's token gets no end of its own.",
+        "learned = [*answer, end]", "learned = list(answer)\nif learned[-1:] != [end]:\n    learned.append(end)"),
     "conversation-prompt-learned": _wrong(
         CONVERSATION, BOTH, "The question is learned as well.",
         "[-100] * len(asked) + learned", "asked + learned"),

@@ -10,6 +10,13 @@ base = checkpoint(lambda t: F.linear(t, codes.dequantize(t.dtype)), x, use_reent
 return base + F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype)) * scaling
 """
 
+REENTRANT = """
+from torch.utils.checkpoint import checkpoint
+
+base = checkpoint(lambda t: torch.matmul(t, codes.dequantize(t.dtype).mT), x, use_reentrant=True)
+return torch.add(base, x.to(A.dtype).matmul(A.mT).matmul(B.mT).to(x.dtype), alpha=scaling)
+"""
+
 ON_THE_CONTEXT = """
 class Product(torch.autograd.Function):
     @staticmethod
@@ -25,6 +32,9 @@ return Product.apply(x, codes) + scaling * (x @ A.to(x.dtype).T @ B.to(x.dtype).
 """
 
 ALL_IN_ONE = """
+def rows(t):
+    return t.reshape(-1, t.shape[-1]).float()
+
 class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, A, B):
@@ -37,9 +47,7 @@ class Product(torch.autograd.Function):
         x, A, B, h = ctx.saved_tensors
         to_h = scaling * g @ B.to(g.dtype)
         to_x = g @ codes.dequantize(g.dtype) + to_h @ A.to(g.dtype) if ctx.needs_input_grad[0] else None
-        to_A = to_h.flatten(0, -2).T.float() @ x.flatten(0, -2).float()
-        to_B = scaling * g.flatten(0, -2).T.float() @ h.flatten(0, -2).float()
-        return to_x, to_A, to_B
+        return to_x, rows(to_h).T @ rows(x), scaling * rows(g).T @ rows(h)
 
 return Product.apply(x, A, B)
 """
@@ -96,22 +104,21 @@ for length in lengths:
 return positions, seen
 """
 
-# Wrong ones.
-DENSE_ON_CONTEXT = """
-class Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.dense = codes.dequantize(x.dtype)
-        return F.linear(x, ctx.dense)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient @ ctx.dense
-
-h = F.linear(x, A.to(x.dtype))
-return Product.apply(x) + scaling * F.linear(h, B.to(x.dtype))
+OWNERS = """
+total = sum(lengths)
+if total > width:
+    raise ValueError("they do not fit")
+owner = torch.full((width,), -1)
+owner[:total] = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+positions, at = torch.zeros(width, dtype=torch.int64), 0
+for length in lengths:
+    positions[at : at + length] = torch.arange(length)
+    at += length
+seen = (owner[:, None] == owner[None]).tril() & (owner >= 0)
+return positions, seen | torch.eye(width, dtype=torch.bool)
 """
 
+# Wrong ones.
 HALF_KEPT = """
 class Product(torch.autograd.Function):
     @staticmethod
@@ -181,22 +188,6 @@ class Product(torch.autograd.Function):
         return to_x, to_A, scaling * g.flatten(0, -2).T.float() @ h.flatten(0, -2).float()
 
 return Product.apply(x, A, B)
-"""
-
-SHARED_NAME = """
-class Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        global last_codes
-        last_codes = codes
-        return F.linear(x, codes.dequantize(x.dtype))
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient @ last_codes.dequantize(gradient.dtype)
-
-h = F.linear(x, A.to(x.dtype))
-return Product.apply(x) + scaling * F.linear(h, B.to(x.dtype))
 """
 
 AS_ONE = """
