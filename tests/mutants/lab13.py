@@ -21,6 +21,7 @@ RIGHT = {
     "galore-on-one-side": (GALORE, whole13.ON_ONE_SIDE),
 }
 
+_OWN = "self.generator = torch.Generator().manual_seed(seed)"
 _PERM = "torch.randperm(layers, generator=self.generator)[:awake]"
 
 # fmt: off
@@ -40,6 +41,18 @@ MUTANTS = {
         "return sorted(", "self.generator.manual_seed(7)\n        return sorted("),
     "sampler-global-generator": _wrong(
         SAMPLER, BOTH, "torch's global generator is seeded, and shared by all samplers.", code=whole13.GLOBAL),
+    "sampler-seeds-torch-too": _wrong(
+        SAMPLER, BOTH, "torch's global generator is seeded beside its own.",
+        _OWN, _OWN + "\n            torch.manual_seed(seed)"),
+    "sampler-seeds-python-too": _wrong(
+        SAMPLER, BOTH, "Python's global generator is seeded beside its own.",
+        _OWN, _OWN + "\n            random.seed(seed)"),
+    "sampler-state-draws": _wrong(
+        SAMPLER, BOTH, "The state is a new seed, drawn and set: to ask for it changes the draws.",
+        "return self.generator.get_state()",
+        "new = int(torch.randint(2**31, (1,), generator=self.generator))\n"
+        "        self.generator.manual_seed(new)\n        return new",
+        "self.generator.set_state(state)", "self.generator.manual_seed(state)"),
     "sampler-no-seed": _wrong(
         SAMPLER, BOTH, "The seed is ignored.", "manual_seed(seed)", "manual_seed(0)"),
     "sampler-unsorted": _wrong(
@@ -73,6 +86,27 @@ MUTANTS = {
         SWITCH, HIDDEN, "Who stays awake loses its gradient.",
         "    parameter.requires_grad_(id(parameter) in stay)\n",
         "    parameter.requires_grad_(id(parameter) in stay)\n    parameter.grad = None\n"),
+    "switch-gradients-zeroed": _wrong(
+        SWITCH, HIDDEN, "The gradients of who stays awake are set to zero.",
+        'optimizer.param_groups[0]["params"] = awake',
+        'optimizer.param_groups[0]["params"] = awake\noptimizer.zero_grad(set_to_none=False)'),
+    "switch-group-of-defaults": _wrong(
+        SWITCH, HIDDEN, "The new group has the optimizer's defaults, not the settings of the old one.",
+        code=whole13.ANOTHER_GROUP),
+    "switch-state-waits": _wrong(
+        SWITCH, HIDDEN, "A copy of the state hangs on the parameter, and is back when it wakes.",
+        code=whole13.KEPT_ON_THE_PARAMETER),
+    "switch-state-stays-in-numpy": _wrong(
+        SWITCH, HIDDEN, "A copy of the state hangs on the parameter as numpy's, for ever.",
+        "optimizer.state.pop(parameter, None)",
+        "state = optimizer.state.pop(parameter, {})\n"
+        "        parameter.asleep = {name: value.numpy().copy() for name, value in state.items()}"),
+    "switch-gradients-dropped-too-soon": _wrong(
+        SWITCH, HIDDEN, "Gradients are gone before an unknown name is found.",
+        "for name in names:\n    if name not in blocks:",
+        "for name, params in blocks.items():\n    for parameter in params:\n"
+        "        parameter.grad = parameter.grad if name in names else None\n"
+        "for name in names:\n    if name not in blocks:"),
     "switch-another-group": _wrong(
         SWITCH, BOTH, "The new group has the default learning rate.",
         code=whole13.ANOTHER_GROUP + "\noptimizer.param_groups[0]['lr'] = 1e-3"),
@@ -136,6 +170,14 @@ MUTANTS = {
         "(vh[:rank].T if tall else u[:, :rank])", "(vh[-rank:].T if tall else u[:, -rank:])"),
     "galore-not-in-place": _wrong(
         GALORE, BOTH, "A new weight is made, and the old one stays.", "weight -= length", "weight = weight - length"),
+    "galore-data-replaced": _wrong(
+        GALORE, BOTH, "The weight gets another tensor for its data: nothing is written into the old one.",
+        "weight -= length", "weight.data = weight.data - length"),
+    "galore-rank-as-asked": _wrong(
+        GALORE, HIDDEN, "Moments of `rank` directions, where the matrix has fewer.",
+        'state.get("m", torch.zeros_like(low)), state.get("v", torch.zeros_like(low))',
+        'state.get("m", torch.zeros((len(low), rank) if tall else (rank, low.shape[1]))), '
+        'state.get("v", torch.zeros_like(low))'),
     "galore-one-for-all": _wrong(
         GALORE, HIDDEN, "All matrices share the directions of the last refresh.", code=whole13.SHARED_BASIS),
 }

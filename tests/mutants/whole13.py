@@ -121,6 +121,23 @@ with torch.no_grad():
 """
 
 # Wrong ones.
+KEPT_ON_THE_PARAMETER = """
+for name in names:
+    blocks[name]
+awake = [p for name, params in blocks.items() if name in names for p in params]
+stay = set(awake)
+for parameter in (p for params in blocks.values() for p in params):
+    parameter.requires_grad_(parameter in stay)
+    if parameter not in stay:
+        parameter.grad = None
+        state = optimizer.state.pop(parameter, {})
+        parameter.asleep = {name: value.clone() for name, value in state.items()}
+    elif getattr(parameter, "asleep", None):
+        optimizer.state[parameter] = parameter.asleep
+        parameter.asleep = None
+optimizer.param_groups[0]["params"] = awake
+"""
+
 WINDOW = (
     _HEAD
     + """        self.generator = torch.Generator().manual_seed(seed)
