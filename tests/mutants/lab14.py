@@ -21,6 +21,8 @@ RIGHT = {
     "tau-by-a-loop": (TAU, whole14.NEXT_UP),
     "step-by-alpha": (STEP, whole14.BY_ALPHA),
     "step-product-first": (STEP, whole14.PRODUCT_FIRST),
+    "step-slope-in-float32": (STEP, whole14.FLOAT32_SLOPE),
+    "step-slope-stays-a-tensor": (STEP, whole14.TENSOR_SLOPE),
     "step-restored-in-finally": (STEP, whole14.FINALLY),
     "price-by-pairs": (PRICE, whole14.BY_PAIRS),
 }
@@ -91,6 +93,23 @@ MUTANTS = {
         f"z = {_NORMAL}", f"z = {_NORMAL}.to(x.dtype)\nz = z.to(torch.promote_types(x.dtype, torch.float32))"),
     "estimate-flat-direction": _wrong(
         ESTIMATE, BOTH, "A flat z, which is added to a vector only.", "torch.randn(x.shape,", "torch.randn(x.numel(),"),
+    "estimate-float16-not-widened": _wrong(
+        ESTIMATE, HIDDEN, "Only bfloat16 is widened: z is float16 for a float16 x.",
+        "torch.promote_types(x.dtype, torch.float32)", "torch.float32 if x.dtype == torch.bfloat16 else x.dtype"),
+    "estimate-values-in-float32": _wrong(
+        ESTIMATE, BOTH, "float64 values are rounded to float32 before they are subtracted.",
+        "float(f((x + tau * z).to(x.dtype)))", "torch.as_tensor(f((x + tau * z).to(x.dtype))).float()",
+        "float(f((x - tau * z).to(x.dtype)))", "torch.as_tensor(f((x - tau * z).to(x.dtype))).float()"),
+    "mean-seeded-anew": _wrong(
+        MEAN, HIDDEN, "Each direction sets the generator to a seed of its own: every call has the same ones.",
+        "for _ in range(n):", "for i in range(n):\n    generator.manual_seed(i)"),
+    "mean-own-generators": _wrong(
+        MEAN, HIDDEN, "Each direction has a generator of its own, and none is the one that is given.",
+        "for _ in range(n):", "for i in range(n):\n    generator = torch.Generator().manual_seed(i)"),
+    "mean-generator-set-back": _wrong(
+        MEAN, HIDDEN, "The generator is set back in the end: the next call has the same directions.",
+        "for _ in range(n):", "state = generator.get_state()\nfor _ in range(n):",
+        "return total", "generator.set_state(state)\nreturn total"),
     "mean-same-direction": _wrong(
         MEAN, BOTH, "Every direction is the same: the generator is set back.",
         "for _ in range(n):", "state = generator.get_state()\nfor _ in range(n):\n    generator.set_state(state)"),
@@ -169,6 +188,29 @@ MUTANTS = {
     "tau-no-error": _wrong(
         TAU, BOTH, "Where nothing moves, τ* is returned.",
         "raise ValueError(\"More than 1 % of the weights never move.\")", "return best"),
+    "tau-never-one": _wrong(
+        TAU, HIDDEN, "The last power, 1, is not tried.", "range(-60, 1)", "range(-60, 0)"),
+    "tau-beyond-one": _wrong(
+        TAU, HIDDEN, "Powers above 1 are tried too.", "range(-60, 1)", "range(-60, 30)"),
+    "tau-from-two-to-minus-30": _wrong(
+        TAU, HIDDEN, "Powers below 2⁻³⁰ are not tried.", "range(-60, 1)", "range(-30, 1)"),
+    "tau-moving-at-the-best": _wrong(
+        TAU, HIDDEN, "τ* is returned if weights move there, though it is below τ₀.",
+        "2.0**power * z", "max(best, 2.0**power) * z"),
+    "tau-added-in-float32": _wrong(
+        TAU, HIDDEN, "A float64 x is added in float32.",
+        "(x + 2.0**power * z)", "(x.float() + 2.0**power * z.float())"),
+    "tau-rows-counted": _wrong(
+        TAU, HIDDEN, "1 % of a matrix's rows, not of its entries.", "x.numel()", "len(x)"),
+    "tau-by-logarithms": _wrong(
+        TAU, HIDDEN, "A value of 0 has no logarithm.", "(3 * u * abs(value) / abs(third)) ** (1 / 3)",
+        "math.exp(math.log(3 * u * abs(value) / abs(third)) / 3)"),
+    "step-autograd-left-off": _wrong(
+        STEP, BOTH, "Autograd is switched off for good.", "with torch.no_grad():",
+        "torch.set_grad_enabled(False)\nif True:"),
+    "step-autograd-left-off-after-an-error": _wrong(
+        STEP, BOTH, "An error leaves autograd off.", "with torch.no_grad():", "torch.set_grad_enabled(False)\nif True:",
+        "return slope", "torch.set_grad_enabled(True)\nreturn slope"),
     "step-drifts": _wrong(
         STEP, BOTH, "Moved there and back: x is not x any more, and an error leaves it perturbed.",
         code=whole14.DRIFTING),

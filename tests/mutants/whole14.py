@@ -130,6 +130,27 @@ return s"""
 BY_ALPHA = _COPIED.replace("UPDATE", "p.copy_(x).sub_(z, alpha=rate * s)")
 PRODUCT_FIRST = _COPIED.replace("UPDATE", "p.copy_(x - rate * (s * z))")
 
+_TENSORS = """\
+with torch.no_grad():
+    old = [p.clone() for p in parameters]
+    try:
+        for p, x, z in zip(parameters, old, directions, strict=True):
+            p.copy_(x + tau * z)
+        plus = loss()
+        for p, x, z in zip(parameters, old, directions, strict=True):
+            p.copy_(x - tau * z)
+        minus = loss()
+    except BaseException:
+        for p, x in zip(parameters, old, strict=True):
+            p.copy_(x)
+        raise
+    s = (plus - minus) / (2 * tau)
+    for p, x, z in zip(parameters, old, directions, strict=True):
+        p.copy_(x - rate * s * z)
+return float(s)"""
+FLOAT32_SLOPE = _TENSORS.replace("s = (plus - minus) / (2 * tau)", "s = ((plus - minus) / (2 * tau)).item()")
+TENSOR_SLOPE = _TENSORS
+
 SECOND_ONLY = """\
 old = [p.detach().clone() for p in parameters]
 with torch.no_grad():
