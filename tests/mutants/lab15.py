@@ -20,11 +20,13 @@ RIGHT = {
 }
 
 _Z = "normal(seed, name, start, len(here))"
+_G = "(plus - float(loss())) / (2 * eps)"
+_ROUNDED = f"torch.tensor({_G}, dtype=torch.float32).item()"
 
 # fmt: off
 MUTANTS = {
     "nudge-z-stored": _wrong(
-        NUDGE, VISIBLE, "All of z is put together and kept.", code=whole15.WHOLE_NOISE),
+        NUDGE, BOTH, "All of z is put together and kept.", code=whole15.WHOLE_NOISE),
     "nudge-z-at-once": _wrong(
         NUDGE, BOTH, "One chunk, however long the tensor is.", "range(0, flat.numel(), 256)", "(0,)",
         "flat[start : start + 256]", "flat"),
@@ -61,6 +63,11 @@ MUTANTS = {
     "nudge-drawn-twice": _wrong(
         NUDGE, BOTH, "The noise is drawn once more for nothing.", "for seed, by in terms:",
         "for seed, by in terms:\n        " + _Z),
+    "nudge-all-terms-drawn-first": _wrong(
+        NUDGE, HIDDEN, "The noise of all terms is drawn before any is added: memory grows with their number.",
+        "for seed, by in terms:", "noise = [normal(seed, name, start, len(here)) for seed, _ in terms]\n"
+        "    for z, (_, by) in zip(noise, terms, strict=True):",
+        _Z + ".to(wide)", "z.to(wide)"),
     "step-two-eps-forgotten": _wrong(
         STEP, BOTH, "The second query is at w.", "move(-2 * eps)", "move(-eps)"),
     "step-not-restored": _wrong(
@@ -105,14 +112,27 @@ MUTANTS = {
         STEP, BOTH, "The error is swallowed.", "        raise\n", "        return 0.0\n"),
     "step-not-finite": _wrong(
         STEP, HIDDEN, "One NaN, and every weight is NaN.", "g if math.isfinite(g) else 0.0", "g"),
+    "step-nan-only": _wrong(
+        STEP, HIDDEN, "An infinite g moves the weights.",
+        "g if math.isfinite(g) else 0.0", "0.0 if math.isnan(g) else g"),
+    "step-finite-before-rounding": _wrong(
+        STEP, HIDDEN, "g is looked at before it is rounded, and becomes infinite afterwards.", _ROUNDED, _G,
+        "g if math.isfinite(g) else 0.0",
+        "torch.tensor(g if math.isfinite(g) else 0.0, dtype=torch.float32).item()"),
+    "step-packed": _wrong(
+        STEP, HIDDEN, "struct raises where a little-endian float32 ends.", _ROUNDED,
+        f'struct.unpack("<f", struct.pack("<f", {_G}))[0]'),
+    "step-autograd-left-off": _wrong(
+        STEP, BOTH, "Autograd is switched off for good.", "with torch.no_grad():",
+        "torch.set_grad_enabled(False)\nif True:"),
+    "step-autograd-left-off-after-an-error": _wrong(
+        STEP, BOTH, "An error leaves autograd off.", "with torch.no_grad():", "torch.set_grad_enabled(False)\nif True:",
+        "return g", "torch.set_grad_enabled(True)\nreturn g"),
     "step-g-not-rounded": _wrong(
-        STEP, BOTH, "g has more digits than a row keeps.",
-        "torch.tensor((plus - float(loss())) / (2 * eps), dtype=torch.float32).item()",
-        "(plus - float(loss())) / (2 * eps)"),
+        STEP, BOTH, "g has more digits than a row keeps.", _ROUNDED, _G),
     "step-g-rounded-when-returned": _wrong(
         STEP, BOTH, "The update has a g of more digits than the one that is stored.",
-        "torch.tensor((plus - float(loss())) / (2 * eps), dtype=torch.float32).item()",
-        "(plus - float(loss())) / (2 * eps)", "return g", "return torch.tensor(g, dtype=torch.float32).item()"),
+        _ROUNDED, _G, "return g", "return torch.tensor(g, dtype=torch.float32).item()"),
     "step-returns-a-tensor": _wrong(
         STEP, BOTH, "A tensor is returned.", "return g", "return torch.tensor(g)"),
     "read-no-checksum": _wrong(
@@ -143,6 +163,9 @@ MUTANTS = {
         READ, BOTH, "Half of all seeds are negative.", '"<IQfffII"', '"<IqfffII"'),
     "read-the-loss": _wrong(
         READ, BOTH, "The loss in the place of g.", "g, rate, _, _, check", "_, rate, g, _, check"),
+    "read-infinite-dropped": _wrong(
+        READ, HIDDEN, "Rows whose g is not finite are left out.", "return rows[: len(rows) // n * n]",
+        "return [row for row in rows[: len(rows) // n * n] if math.isfinite(row[2])]"),
     "replay-sum": _wrong(
         REPLAY, BOTH, "The sum in the place of the mean.", " / len(good)", ""),
     "replay-mean-over-all": _wrong(
