@@ -91,6 +91,9 @@ MUTANTS = {
         FLUSH, HIDDEN, "An error leaves the versions of blocks that were written: their updates are made twice.",
         "    versions[i] = len(updates)\n", "",
         "return count", "versions[:] = [len(updates)] * len(versions)\nreturn count"),
+    "flush-version-by-update": _wrong(
+        FLUSH, BOTH, "Versions count updates on the GPU: the block whose download fails says that it is up to date.",
+        "in updates[version:]:\n", "in updates[version:]:\n        versions[i] += 1\n"),
     "flush-error-swallowed": _wrong(
         FLUSH, BOTH, "A full disk is nobody's concern.",
         "    host.download(i, block)\n",
@@ -158,5 +161,11 @@ MUTANTS = {
     "best-floats-compared": _wrong(
         BEST, VISIBLE, "Rounding decides between equally short steps.", "step_ms(k) - shortest < 1e-6",
         "step_ms(k) == shortest"),
+    "best-rounded": _wrong(
+        BEST, HIDDEN, "Times that differ in the fourth place are taken to be equal.",
+        "step_ms(k) - shortest < 1e-6", "round(step_ms(k), 3) == round(shortest, 3)"),
+    "best-tolerance-in-seconds": _wrong(
+        BEST, HIDDEN, "In seconds, and compared as if in milliseconds.",
+        "step_ms(k) - shortest < 1e-6", "step_ms(k) / 1e3 - shortest / 1e3 < 1e-6"),
 }
 # fmt: on
