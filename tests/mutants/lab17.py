@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import whole17
 from .answers import Answers
 
 LAB = "17-capstone"
@@ -10,86 +11,12 @@ _wrong = Answers(LAB).wrong
 PLAN, CHOICE, WRAP, SAVE, TRAINING = "ex1-plan", "ex2-choice", "ex3-wrap", "ex4-save", "ex5-training"
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
 
-_BY_HAND = """
-for p in model.parameters():
-    p.data, p.requires_grad = p.data.bfloat16(), False
-from peft import inject_adapter_in_model
-net = inject_adapter_in_model(LoraConfig(**ADAPTER), model)
-for p in net.parameters():
-    p.data = p.data.float() if p.requires_grad else p.data
-policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-for name, module in list(net.named_modules()):
-    if name.rpartition(".")[0] == "model.layers":
-        fully_shard(module, mesh=mesh, mp_policy=policy)
-fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-trained = filter(lambda p: p.requires_grad, net.parameters())
-return net, torch.optim.AdamW(trained, lr=RATE, weight_decay=0)
-"""
-_TORCHS_STATE = """
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-found = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-if rank == 0:
-    found = {"base_model.model." + k.replace(".default", ""): v.float() for k, v in found.items() if "lora_" in k}
-    targets = {name.split(".")[-3] for name in found}
-    r = min(min(t.shape) for t in found.values())
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": r, "target_modules": list(targets)}
-    write(found, {**config, "lora_alpha": lora_alpha})
-dist.barrier()
-"""
-_COURSES = """
-from labkit.parallel.data import shard_batch
-optimizer = make(list(filter(lambda p: p.requires_grad, net.parameters())), rate or 2e-3)
-losses = []
-for batch in batches:
-    share = shard_batch(batch, rank, n)
-    count = len(share.batch.labels)
-    calls = -(-(-(-len(batch.labels) // n)) // most)
-    optimizer.zero_grad()
-    mean = 0
-    for call in range(calls):
-        rows = list(range(call, count, calls))
-        weight = share.weight * len(rows) / count
-        loss = weight * task.loss(net, piece(share.batch, rows or [0]))
-        loss.backward()
-        mean = mean + loss.detach()
-    optimizer.step()
-    dist.all_reduce(mean)
-    losses.append(float(mean) / n)
-return losses
-"""
 RIGHT = {
-    "plan-per-tensor": (
-        PLAN,
-        """
-sizes = [hidden * hidden] * 4 + [4 * hidden * hidden] * 2
-lora = layers * 2 * (rank * hidden + hidden * rank)
-rest = vocabulary * hidden + positions * hidden
-held = {"weights": -(-(2 * (layers * sum(sizes) + rest) + 4 * lora) // n), "gradients": -(-4 * lora // n)}
-held["optimizer_states"] = 2 * held["gradients"]
-held["gathered"] = 2 * rest + 2 * sum(sizes) * min(n, 2)
-return held
-""",
-    ),
-    "choice-sorted": (
-        CHOICE,
-        """
-from statistics import mean
-found = []
-for recipe in dict.fromkeys((row["method"], row["world_size"]) for row in rows):
-    mine = [row for row in rows if (row["method"], row["world_size"]) == recipe]
-    if all(row["step_ms"] is not None for row in mine) and max(row["peak_mib"] for row in mine) <= room:
-        energy = mean(1e3 * row["joules_per_step"] / row["step_ms"] / row["tokens_per_s"] for row in mine)
-        if mean(row["tokens_per_s"] for row in mine) * seconds >= tokens:
-            found.append((energy, mean(row["accuracy"] for row in mine), recipe))
-if not found:
-    return None
-least = max(accuracy for _, accuracy, _ in found) - give
-return next(recipe for _, accuracy, recipe in sorted(found) if accuracy >= least)
-""",
-    ),
-    "wrap-by-hand": (WRAP, _BY_HAND),
-    "save-torchs-state": (SAVE, _TORCHS_STATE),
-    "training-with-shard-batch": (TRAINING, _COURSES),
+    "plan-per-tensor": (PLAN, whole17.PLAN_PER_TENSOR),
+    "choice-sorted": (CHOICE, whole17.CHOICE_SORTED),
+    "wrap-by-hand": (WRAP, whole17.WRAP_BY_HAND),
+    "save-torchs-state": (SAVE, whole17.TORCHS_STATE),
+    "training-with-shard-batch": (TRAINING, whole17.WITH_SHARD_BATCH),
 }
 _OWN_CALLS = ("range(0, -(-total // n), most)", "range(0, len(mine), most)")
 
@@ -118,6 +45,9 @@ MUTANTS = {
         "2 * (outside + (2 if n > 1 else 1) * layer)", "2 * (outside + (2 if n > 1 else 1) * layer) / n"),
     "plan-layers-only": _wrong(
         PLAN, BOTH, "What is in no layer is not gathered.", "(outside + (2", "((2"),
+    "plan-gathers-adapters": _wrong(
+        PLAN, HIDDEN, "Adapters are gathered too, and only frozen weights are asked.",
+        "(2 if n > 1 else 1) * layer", "(2 if n > 1 else 1) * (layer + 4 * rank * hidden)"),
     "plan-attention-only": _wrong(
         PLAN, BOTH, "Forgets the feed-forward part's width.", "12 * hidden", "6 * hidden"),
     "choice-joules-a-step": _wrong(
@@ -149,6 +79,30 @@ MUTANTS = {
     "choice-raises": _wrong(
         CHOICE, HIDDEN, "Nothing fits: an error.",
         "min(good, key=good.get, default=None)", "min(good, key=good.get)"),
+    "choice-ratio-of-means": _wrong(
+        CHOICE, HIDDEN, "All seeds' joules over all seeds' tokens, where each seed has its own.",
+        'joules = [row["joules_per_step"] / (row["tokens_per_s"] * row["step_ms"] / 1e3) for row in found]',
+        'joules = [sum(row["joules_per_step"] for row in found)\n'
+        '              / sum(row["tokens_per_s"] * row["step_ms"] / 1e3 for row in found)]'),
+    "choice-first-seeds-energy": _wrong(
+        CHOICE, HIDDEN, "The first seed's energy stands for a recipe.", "sum(joules) / len(joules)", "joules[0]"),
+    "choice-planned-rows-dropped": _wrong(
+        CHOICE, HIDDEN, "Drops planned rows, and keeps the recipe by its other seeds.",
+        "for row in rows:", 'for row in (row for row in rows if row["step_ms"] is not None):'),
+    "choice-peak-below": _wrong(
+        CHOICE, HIDDEN, "A peak of just the room does not fit.", '"peak_mib"] > room', '"peak_mib"] >= room'),
+    "choice-time-below": _wrong(
+        CHOICE, HIDDEN, "Just in time is late.", "tokens / rate <= seconds", "tokens / rate < seconds"),
+    "choice-mean-of-times": _wrong(
+        CHOICE, HIDDEN, "The mean of the seeds' times, not the time at their mean rate.",
+        "tokens / rate <= seconds",
+        'sum(tokens / row["tokens_per_s"] for row in found) / len(found) <= seconds'),
+    "choice-fastest-seed": _wrong(
+        CHOICE, HIDDEN, "The fastest seed's rate stands for a recipe.",
+        "tokens / rate <= seconds", 'tokens / max(row["tokens_per_s"] for row in found) <= seconds'),
+    "choice-first-seeds-rate": _wrong(
+        CHOICE, HIDDEN, "The first seed's rate stands for a recipe.",
+        "tokens / rate <= seconds", 'tokens / found[0]["tokens_per_s"] <= seconds'),
     "wrap-root-only": _wrong(
         WRAP, BOTH, "One group: all layers are gathered at once.",
         "for layer in model.model.layers:\n    fully_shard(layer, mesh=mesh, mp_policy=policy)\n", ""),
@@ -248,6 +202,14 @@ MUTANTS = {
     "training-last-piece": _wrong(
         TRAINING, BOTH, "Clears the gradients before every piece.",
         "        loss.backward()", "        optimizer.zero_grad()\n        loss.backward()"),
+    "training-one-backward": _wrong(
+        TRAINING, BOTH, "One backward pass for all pieces of a batch: all of their activations are kept.",
+        "        loss.backward()\n        mean += loss.detach() / n\n", "        mean = mean + loss / n\n",
+        "    optimizer.step()\n", "    (mean * n).backward()\n    mean = mean.detach()\n    optimizer.step()\n"),
+    "training-last-step-left-out": _wrong(
+        TRAINING, BOTH, "Steps when the next batch begins, so that the last batch trains nothing.",
+        "    optimizer.step()\n    optimizer.zero_grad()\n", "",
+        "    total, mean", "    if losses:\n        optimizer.step()\n        optimizer.zero_grad()\n    total, mean"),
     "training-local-loss": _wrong(
         TRAINING, BOTH, "Returns this rank's own loss.", "    dist.all_reduce(mean)\n", "    mean *= n\n"),
     "training-new-optimizer": _wrong(
