@@ -9,17 +9,10 @@ from labkit.grading import Lab
 from labkit.grading.lab import region
 from labkit.paths import LESSONS
 
+from .whole02 import BOTH, FINISH, HIDDEN, SKIPS, UNSCALE, VISIBLE
+
 LAB = "02-mixed-precision"
 
-_STATE = "scaler.growth_tracker = 0\n    "
-_TWICE = 'if scaler.unscaled:\n    raise RuntimeError("the gradients of this step have been unscaled already")\n'
-_NARROW = (
-    "if any(grad.dtype != torch.float32 for grad in found):\n"
-    '    raise ValueError("unscale in fp32: copy the gradients first")\n'
-)
-_FIRST = 'if not scaler.unscaled:\n    raise RuntimeError("call unscale_ first")\n'
-_FINITE = "not all(bool(grad.isfinite().all()) for"
-_DIVIDE = "for grad in found:\n    grad.div_(scaler.scale)"
 _BACKWARD = "scaler.scale_loss(loss).backward()"
 _CALL = "scaler.unscale_(masters)"
 _CLIP = "nn.utils.clip_grad_norm_(masters, max_norm)"
@@ -28,8 +21,6 @@ _GRADS = "[m.grad for m in masters if m.grad is not None]"
 _CHECKED = f"scaler.unscaled, scaler.found_inf = True, scaling.nonfinite({_GRADS})"
 _BY_HAND = f"scaler.unscaled = True\nfor grad in {_GRADS}:\n    grad /= scaler.scale"
 _FREED = "    weight.grad = None\n"
-
-BOTH, HIDDEN, VISIBLE, SKIPS = ("test", "hidden"), ("hidden",), ("test",), ("hidden-skip",)
 
 
 def _wrong(exercise: str, answers: dict[str, tuple]) -> dict[str, dict]:
@@ -70,6 +61,12 @@ _SHARES = {
         HIDDEN, ("sizes <= fmt.smallest_subnormal / 2", "sizes.half() == 0"),
         ("(sizes < fmt.smallest_normal)", "(sizes < 2.0**-14)"), (">= fmt.max + fmt.eps", ">= 65520 + 0 * fmt.eps"),
     ),
+    "shares-divided-borders": (
+        "A border divided by 3 is rounded to fp32 when fp32 values are compared with it.",
+        HIDDEN, (".double().abs() * scale", ".abs()"), ("smallest_subnormal / 2", "smallest_subnormal / 2 / scale"),
+        ("smallest_normal)", "smallest_normal / scale)"),
+        (">= fmt.max + fmt.eps", ">= fmt.max / scale + fmt.eps / scale"),
+    ),
     "shares-of-nothing": ("The mean of no values is NaN.", HIDDEN, ("not sizes.numel()", "False")),
 }  # fmt: skip
 _WINDOW = {
@@ -91,91 +88,22 @@ _WINDOW = {
     "window-below-max": ("65519 rounds down to 65504: no overflow.", HIDDEN, ("< infinite", "<= fmt.max")),
     "window-signed": ("Without magnitudes a negative value is the smallest.", BOTH, (".abs()", "")),
     "window-crossed": ("Where the ends cross there is no window.", BOTH, (" if low <= high else None", "")),
+    "window-of-one-scale": ("low and high may be equal.", HIDDEN, ("low <= high", "low < high")),
+    "window-share-in-fp32": (
+        "In fp32 one value of ten is a little more than 0.1 of them.",
+        HIDDEN, ("lost = int(lose * len(sizes))\n", "shares = (torch.arange(len(sizes)) / len(sizes)).tolist()\n"),
+        ("lost += (lost + 1) / len(sizes) <= lose\n", "lost = max(k for k, s in enumerate(shares) if s <= lose)\n"),
+    ),
+    "window-rounded-logarithms": (
+        "A value just above a power of two has that power's logarithm in fp32.",
+        HIDDEN, ("zero, _", "import math\n\nzero, _"), ("values[values != 0].double()", "values[values != 0]"),
+        ("next(k for k in range(-300, 300) if smallest * 2.0**k > zero)",
+         "math.floor(math.log2(zero) - torch.log2(sizes[lost]).item()) + 1"),
+        ("next(k for k in range(300, -300, -1) if largest * 2.0**k < infinite)",
+         "math.ceil(math.log2(infinite) - torch.log2(sizes[-1]).item()) - 1"),
+    ),
     "window-always-fp16": (
         "The borders of fp16 serve no other format.", HIDDEN, ("gradients.borders(fmt)", "2.0**-25, 2.0**-14, 65520.0"),
-    ),
-}  # fmt: skip
-_UNSCALE = {
-    "unscale-only-infinities": (
-        "NaN is no infinity: inf - inf inside backward leaves NaNs, and they pass.",
-        BOTH, (_FINITE, "any(bool(grad.isinf().any()) for"),
-    ),
-    "unscale-compares-the-maximum": (
-        "Every comparison with NaN is false, so a NaN is never too large.",
-        BOTH, (_FINITE, "any(bool(grad.abs().max() > 3.4e38) for"),
-    ),
-    "unscale-positive-infinity": (
-        "A gradient can overflow to minus infinity too.", BOTH, (_FINITE, "any(bool((grad == float('inf')).any()) for"),
-    ),
-    "unscale-finite-sum": (
-        "The sum of finite numbers can overflow: a good step is thrown away.",
-        HIDDEN, ("bool(grad.isfinite().all())", "bool(grad.sum().isfinite())"),
-    ),
-    "unscale-last-gradient-decides": (
-        "Each parameter overwrites the verdict on those before it.",
-        HIDDEN, (f"scaler.found_inf = {_FINITE} grad in found)\n", ""),
-        (_DIVIDE, _DIVIDE.replace("grad.div_", "scaler.found_inf = not bool(grad.isfinite().all())\n    grad.div_")),
-    ),
-    "unscale-verdict-sticks": (
-        "After the first overflow every later step counts as overflowed.",
-        HIDDEN, (_FINITE, f"scaler.found_inf or {_FINITE}"),
-    ),
-    "unscale-a-copy": (
-        "The quotient is a new tensor: a second copy of all gradients, and the old one stays scaled.",
-        VISIBLE, ("found = [", "parameters = list(parameters)\nfound = ["),
-        (_DIVIDE, "for p in parameters:\n    p.grad = None if p.grad is None else p.grad / scaler.scale"),
-    ),
-    "unscale-multiplies": ("The gradients are scaled twice instead of unscaled.", BOTH, ("grad.div_", "grad.mul_")),
-    "unscale-twice": ("Clip, then step: both unscale, and the gradients are S times too small.", HIDDEN, (_TWICE, "")),
-    "unscale-forgets-that-it-did": ("Nothing records the division.", VISIBLE, ("scaler.unscaled = True\n", "")),
-    "unscale-in-fp16": ("An fp16 quotient underflows again: what the scale saved is lost.", HIDDEN, (_NARROW, "")),
-    "unscale-refuses-too-late": (
-        "It complains when the gradients have been divided already.",
-        HIDDEN, (_NARROW, ""), (_DIVIDE, _DIVIDE + f"\n{_NARROW}"),
-    ),
-    "unscale-walks-twice": (
-        "model.parameters() is a generator: the second loop finds it empty and divides nothing.",
-        HIDDEN, (_DIVIDE, "for p in parameters:\n    if p.grad is not None:\n        p.grad.div_(scaler.scale)"),
-    ),
-    "unscale-needs-every-gradient": ("None has no values.", VISIBLE, (" if p.grad is not None", "")),
-}  # fmt: skip
-_FINISH = {
-    "finish-without-skip": (
-        "The scale is lowered, but the infinite gradients go into the weights.",
-        BOTH, ("    scaler.skipped += 1\n", "    optimizer.step()\n    scaler.skipped += 1\n"),
-    ),
-    "finish-tracker-survives-overflow": (
-        "Good steps are counted in all instead of in a row: the scale grows straight back into overflow.",
-        BOTH, (f"{_STATE}return False", "return False"),
-    ),
-    "finish-tracker-survives-growth": (
-        "Once the interval is reached, the scale doubles at every step.",
-        HIDDEN, (f"{_STATE}grown", "grown"), ("growth_tracker == scaler", "growth_tracker >= scaler"),
-    ),
-    "finish-grows-once": ("The tracker passes the interval for good.", HIDDEN, (f"{_STATE}grown", "grown")),
-    "finish-grows-one-step-late": (
-        "The interval is counted one step too long.", BOTH, ("growth_tracker == scaler", "growth_tracker > scaler"),
-    ),
-    "finish-backs-off-after-growth": (
-        "Growth and back-off in one step cancel: the scale only ever falls.",
-        BOTH, ("scaler.scale = grown\n", "scaler.scale = grown * scaler.backoff_factor\n"),
-    ),
-    "finish-fixed-factors": (
-        "Halving and doubling are the defaults; the factors are the scaler's.",
-        HIDDEN, ("*= scaler.backoff_factor", "/= 2"), ("* scaler.growth_factor", "* 2"),
-    ),
-    "finish-never-shrinks": ("It overflows again at every later step.", BOTH, ("*= scaler.backoff_factor", "*= 1")),
-    "finish-grows-to-infinity": (
-        "Python's floats hold 2^128, GradScaler's fp32 does not: times an fp32 loss it is infinite.",
-        HIDDEN, ("torch.finfo(torch.float32).max", "torch.finfo(torch.float64).max"),
-    ),
-    "finish-does-not-count": ("Nobody learns how many steps were thrown away.", BOTH, ("skipped += 1", "skipped += 0")),
-    "finish-stays-unscaled": ("The next unscale_ refuses to work.", VISIBLE, ("scaler.unscaled = False\n", "")),
-    "finish-trusts-the-caller": ("Scaled gradients reach the optimizer without a word.", HIDDEN, (_FIRST, "")),
-    "finish-complains-too-late": (
-        "It raises after the optimizer has read the scaled gradients.",
-        HIDDEN, (_FIRST, ""), ("scaler.unscaled = False\n", "ready, scaler.unscaled = scaler.unscaled, False\n"),
-        ("optimizer.step()\n", "optimizer.step()\n" + _FIRST.replace("scaler.unscaled", "ready")),
     ),
 }  # fmt: skip
 _MASTERS = {
@@ -209,6 +137,11 @@ _MASTERS = {
         "    for name, p in list(module.named_parameters(recurse=False)):\n"
         "        setattr(module, name, nn.Parameter(p.detach().half()))"),
     ),
+    "masters-of-what-trains": (
+        "A frozen weight has no master, and all behind it get another's.",
+        HIDDEN, ("in model.parameters()]", "in model.parameters() if p.requires_grad]"),
+    ),
+    "masters-in-the-weights-format": ("Those of bf16 weights are bf16.", HIDDEN, (".float().clone()", ".clone()")),
 }  # fmt: skip
 _RECIPE = {
     "recipe-without-skip": (
@@ -287,13 +220,17 @@ _RECIPE = {
         "In fp32 the recipe is not needed, and neither time nor activations are saved.",
         BOTH + SKIPS, ("loss = loss_of", "model.float()\nloss = loss_of"), ("return", "model.half()\nreturn"),
     ),
+    "recipe-two-forwards": (
+        "The loss for the log comes from a second forward pass.",
+        HIDDEN, ("scaler.scale_loss(loss)", "scaler.scale_loss(loss_of(model))"),
+    ),
 }  # fmt: skip
 
 MUTANTS = {
     **_wrong("ex1-shares", _SHARES),
     **_wrong("ex2-window", _WINDOW),
-    **_wrong("ex3-unscale", _UNSCALE),
-    **_wrong("ex4-finish", _FINISH),
+    **_wrong("ex3-unscale", UNSCALE),
+    **_wrong("ex4-finish", FINISH),
     **_wrong("ex5-masters", _MASTERS),
     **_wrong("ex6-recipe", _RECIPE),
 }

@@ -1,7 +1,8 @@
-"""Wrong answers to lab 03 that look right: each loses exactly the graded cells named here."""
+"""Wrong answers to lab 03 that look right: each loses exactly the graded cells named here. RIGHT ones lose nothing."""
 
 from __future__ import annotations
 
+from . import whole03
 from .answers import Answers
 
 LAB = "03-training-stability"
@@ -14,6 +15,13 @@ _ALONE = "((2 * m) ** 0.25, (8 * m) ** -0.25)"
 _ROOT = "before.square().mean().sqrt()"
 
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
+
+RIGHT = {
+    "softmax-by-where": ("ex1-softmax", whole03.BY_WHERE),
+    "attention-scaled-queries": ("ex2-attention", whole03.SCALED_QUERIES),
+    "shrink-by-function": ("ex3-shrink", whole03.BY_FUNCTION),
+    "update-restored": ("ex6-update", whole03.RESTORED),
+}
 
 
 def _wrong(exercise: str, answers: dict[str, tuple]) -> dict[str, dict]:
@@ -66,6 +74,11 @@ _SOFTMAXES = {
         "The caller's scores are shifted too.",
         HIDDEN, ("powers = (scores - top).exp()", "scores -= top\npowers = scores.exp()"),
     ),
+    "softmax-always-fp16": (
+        "Scores in another dtype come back in fp16.",
+        HIDDEN, ("powers / total.masked_fill(total == 0, 1)", "(powers / total.masked_fill(total == 0, 1)).half()"),
+    ),
+    "softmax-masked-is-smallest": ("A masked score is level with the smallest real one.", HIDDEN, whole03.CLAMPED),
 }  # fmt: skip
 _ATTENTIONS = {
     "attention-alpha-not-restored": (
@@ -122,6 +135,13 @@ _ATTENTIONS = {
         "Masked after the softmax the weights of a row no longer sum to 1.",
         BOTH, (_MASK, ""), ("return weights", "weights = weights.masked_fill(later, 0)\nreturn weights"),
     ),
+    "attention-mask-of-the-smallest": (
+        "The smallest number of fp16 is a score too.", HIDDEN, ("-math.inf", "torch.finfo(q.dtype).min"),
+    ),
+    "attention-mask-of-minus-1e9": (
+        "With a large α a real score is smaller in fp32 too.",
+        HIDDEN, (_MASK, ""), ("scores.float() * alpha", "(scores.float() * alpha).masked_fill(later, -1e9)"),
+    ),
 }  # fmt: skip
 _SHRINKS = {
     "shrink-by-sum": (
@@ -147,6 +167,10 @@ _SHRINKS = {
         "A tensor without a gradient takes no hook: evaluation fails.",
         VISIBLE, ("if rows.requires_grad:\n    ", ""),
     ),
+    "shrink-fails-with-a-frozen-weight": (
+        "Gradients are on, but this weight needs none.", VISIBLE, ("rows.requires_grad", "torch.is_grad_enabled()"),
+    ),
+    "shrink-by-difference": ("-0.0 becomes 0.0, and inf - inf is NaN.", HIDDEN, whole03.BY_DIFFERENCE),
 }  # fmt: skip
 _CONSTANT_SETS = {
     "constants-glm": ("Square roots for fourth roots: what GLM-130B did under the same name.", BOTH, ("0.25", "0.5")),
@@ -216,6 +240,18 @@ _LAYERS = {
         ("def forward(x):\n", "def forward(x):\n    for p in (layer.self_attn.in_proj_weight[2 * width :], "
          "layer.self_attn.out_proj.weight, layer.linear1.weight, layer.linear2.weight):\n        p.data.mul_(beta)\n"),
     ),
+    "layer-of-width-32": ("The width is built in.", HIDDEN, ("in_proj_weight[2 * width :]", "in_proj_weight[64:]")),
+    "layer-new-parameters": ("An optimizer that holds the old ones trains nothing.", HIDDEN, whole03.NEW_PARAMETERS),
+    "layer-of-a-copy": (
+        "A copy is applied, and the layer never learns.",
+        HIDDEN, ("def forward(x):\n", "layer = copy.deepcopy(layer)\n\ndef forward(x):\n"),
+    ),
+    "layer-freezes": (
+        "The scaled matrices are frozen.", HIDDEN, ("weight *= beta", "weight.requires_grad_(False).mul_(beta)"),
+    ),
+    "layer-without-gradients": (
+        "Nothing can be trained through it.", HIDDEN, ("def forward(x):", "@torch.no_grad()\ndef forward(x):"),
+    ),
 }  # fmt: skip
 _UPDATES = {
     "update-sgd": (
@@ -247,6 +283,10 @@ _UPDATES = {
     "update-after-the-step": (
         "Both outputs are taken after the step.", BOTH, ("change =", "before = twin(x)\n    change ="),
     ),
+    "update-by-formula": ("There are more optimizers than Adam and SGD.", HIDDEN, whole03.BY_FORMULA),
+    "update-ends-in-training": ("Evaluation mode is not found again.", HIDDEN, whole03.TRAIN_AT_THE_END),
+    "update-one-mode-for-all": ("Each module has a mode of its own.", HIDDEN, whole03.ONE_MODE),
+    "update-leaves-new-gradients": ("Where there was no gradient, there is one now.", HIDDEN, whole03.NEW_GRADIENTS),
 }  # fmt: skip
 MUTANTS = {
     **_wrong("ex1-softmax", _SOFTMAXES),

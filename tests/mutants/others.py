@@ -6,51 +6,6 @@ Labs whose module has a RIGHT of its own are not here.
 from __future__ import annotations
 
 OTHERS = {
-    "00-start-here": {
-        "batch-filled-row-by-row": (
-            "ex1-padded-batch",
-            """
-if any(len(row) == 0 for row in sequences):
-    raise ValueError("no empty rows")
-kept = [torch.tensor(row)[-max_length:] for row in sequences]
-input_ids = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=pad_id)
-attention_mask = torch.zeros_like(input_ids)
-for place, row in enumerate(kept):
-    attention_mask[place, : len(row)] = 1
-return input_ids, attention_mask, attention_mask.sum(1) - 1
-""",
-        ),
-        "scores-by-gather": (
-            "ex2-class-scores",
-            """
-index = last.view(-1, 1, 1).expand(-1, 1, logits.shape[-1])
-chosen = logits.gather(1, index).squeeze(1).index_select(1, torch.as_tensor(label_ids, device=logits.device))
-powers = (chosen - chosen.amax(1, keepdim=True)).exp()
-probabilities = powers / powers.sum(1, keepdim=True)
-return probabilities, probabilities.argmax(1)
-""",
-        ),
-    },
-    "01-floating-point": {
-        "decode-by-loop": (
-            "ex1-decode",
-            """
-out = np.empty(codes.shape, dtype=np.float64)
-m, top = fmt.mantissa_bits, 2**fmt.exponent_bits - 1
-for place, code in np.ndenumerate(codes):
-    code = int(code)
-    sign, exponent, fraction = code >> (fmt.bits - 1), (code >> m) & top, code % 2**m
-    if exponent == top:
-        value = np.inf if fraction == 0 else np.nan
-    elif exponent == 0:
-        value = np.ldexp(fraction, 1 - fmt.bias - m)
-    else:
-        value = np.ldexp(2**m + fraction, exponent - fmt.bias - m)
-    out[place] = -value if sign else value
-return out
-""",
-        ),
-    },
     "02-mixed-precision": {
         "shares-by-count": (
             "ex1-shares",
@@ -65,25 +20,23 @@ over = int((sizes >= border).sum())
 return lost / len(sizes), small / len(sizes), over / len(sizes)
 """,
         ),
-    },
-    "03-training-stability": {
-        "softmax-by-where": (
-            "ex1-softmax",
+        "recipe-updates-before-rounding": (
+            "ex6-recipe",
             """
-dead = torch.isneginf(scores).all(-1, keepdim=True)
-top = scores.max(dim=-1, keepdim=True).values
-powers = torch.where(dead, torch.zeros_like(scores), torch.exp(scores - torch.where(dead, torch.zeros_like(top), top)))
-return torch.where(dead, torch.zeros_like(scores), powers / powers.sum(-1, keepdim=True).clamp_min(1e-30).to(powers))
-""",
-        ),
-        "attention-scaled-queries": (
-            "ex2-attention",
-            """
-length = q.shape[-2]
-scores = torch.einsum("hid,hjd->hij", q / alpha / math.sqrt(q.shape[-1]), k)
-may_see = torch.arange(length)[None, :] <= torch.arange(length)[:, None]
-wide = torch.where(may_see, scores.float() * alpha, -math.inf)
-return torch.einsum("hij,hjd->hid", wide.softmax(-1).to(q.dtype), v)
+loss = loss_of(model)
+scaler.scale_loss(loss).backward()
+for weight, master in zip(model.parameters(), masters, strict=True):
+    master.grad = None if weight.grad is None else weight.grad.to(master.dtype)
+model.zero_grad()
+scaler.unscale_(masters)
+nn.utils.clip_grad_norm_([master for master in masters if master.grad is not None], max_norm)
+made = scaler.step(optimizer.step)
+scaler.update()
+for weight, master in zip(model.parameters(), masters, strict=True):
+    if made:
+        weight.data.copy_(master.data)
+    master.grad = None
+return loss.detach()
 """,
         ),
     },
@@ -136,44 +89,6 @@ return x
 """,
         ),
     },
-    "06-data-parallel": {
-        "reduce-scatter-in-a-copy": (
-            "ex1-reduce-scatter",
-            """
-rank, n = group.rank, group.world_size
-sums = [part.clone() for part in tensor.tensor_split(n)]
-for step in range(n - 1):
-    leaving, arriving = (rank - 1 - step) % n, (rank - 2 - step) % n
-    buffer = torch.zeros_like(sums[arriving])
-    group.exchange(sums[leaving], (rank + 1) % n, buffer, (rank - 1) % n)
-    sums[arriving] += buffer
-return sums[rank]
-""",
-        ),
-    },
-    "07-zero": {
-        "bytes-by-category": (
-            "ex1-bytes",
-            """
-def count(sharded, padded):
-    total = 0
-    for sizes in units:
-        size = sum(sizes)
-        share = (size + world_size - 1) // world_size
-        total += share if sharded else share * world_size if padded else size
-    return total
-
-
-low = 2 if mixed else 4
-return {
-    "weights": low * count(stage == 3, stage > 0),
-    "gradients": low * count(stage >= 2, stage > 0),
-    "master_weights": 4 * count(stage >= 1, False) if mixed else 0,
-    "optimizer_states": 8 * count(stage >= 1, False),
-}
-""",
-        ),
-    },
     "09-quantization": {
         "int8-row-by-row": (
             "ex1-int8-rows",
@@ -184,6 +99,26 @@ for row in x.float():
     scales.append(top)
     codes.append(torch.zeros_like(row) if top == 0 else (127 * row / top).round())
 return torch.stack(codes).to(torch.int8), torch.stack(scales)
+""",
+        ),
+        "int8-by-a-factor": (
+            "ex1-int8-rows",
+            """
+x = x.float()
+absmax = torch.linalg.vector_norm(x, float("inf"), dim=1)
+factors = (127 / absmax).masked_fill(absmax == 0, 0)
+return (x * factors[:, None]).round().to(torch.int8), absmax
+""",
+        ),
+        "blocks-by-reciprocals": (
+            "ex2-blocks",
+            """
+parts = x.flatten().float().split(block_size)
+absmax = torch.stack([part.abs().max() for part in parts])
+scaled = torch.cat([part * (1 / top) if top > 0 else part for part, top in zip(parts, absmax)])
+codes = (scaled[:, None] - book).abs().argmin(1).tolist()
+codes += [0] * (len(codes) % 2)
+return torch.tensor([16 * a + b for a, b in zip(codes[::2], codes[1::2])], dtype=torch.uint8).to(x.device), absmax
 """,
         ),
     },
@@ -200,6 +135,27 @@ for i, version in list(enumerate(versions)):
     if missing and due(i):
         host.download(i, block)
         versions[i] = version + len(missing)
+""",
+        ),
+        "flush-goes-on": (
+            "ex2-flush",
+            """
+count, failed = 0, None
+for i in range(len(versions)):
+    if versions[i] < len(updates):
+        block = host.upload(i)
+        for update in updates[versions[i] :]:
+            for name, tensor in block.items():
+                nudge(tensor, name, *update)
+        count += 1
+        try:
+            host.download(i, block)
+            versions[i] = len(updates)
+        except Exception as error:
+            failed = failed or error
+if failed:
+    raise failed
+return count
 """,
         ),
         "waits-by-slot": (
