@@ -1,7 +1,8 @@
-"""Wrong answers to lab 06 that look right: each loses exactly the graded cells named here."""
+"""Wrong answers to lab 06 that look right: each loses exactly the graded cells named here. RIGHT ones lose nothing."""
 
 from __future__ import annotations
 
+from . import whole06
 from .answers import Answers
 
 LAB = "06-data-parallel"
@@ -62,6 +63,13 @@ for step in range(n - 1):
 tensor.copy_(whole)
 """
 
+RIGHT = {
+    "reduce-scatter-in-a-copy": (SCATTER, whole06.IN_A_COPY),
+    "reduce-scatter-by-keyword": (SCATTER, whole06.SCATTER_BY_KEYWORD),
+    "all-reduce-by-keyword": (REDUCE, whole06.REDUCE_BY_KEYWORD),
+    "accumulate-with-autograd-grad": (ACCUMULATE, whole06.AUTOGRAD_GRAD),
+}
+
 # fmt: off
 MUTANTS = {
     "scatter-local": _wrong(
@@ -87,6 +95,9 @@ MUTANTS = {
     "scatter-alone-shares": _wrong(
         SCATTER, HIDDEN, "On one rank the caller's memory.",
         "own[(rank - 1) % n].clone()", "own[(rank - 1) % n]"),
+    "scatter-float64": _wrong(
+        SCATTER, HIDDEN, "Receives in the dtype of the visible tests' tensors.",
+        "torch.empty_like(mine)", "torch.empty(len(mine), dtype=torch.float64)"),
     "reduce-local": _wrong(
         REDUCE, BOTH, "Never gathers: only this rank's chunk is the sum.",
         "range(n - 1)", "range(0)"),
@@ -126,6 +137,9 @@ MUTANTS = {
     "average-last-bucket": _wrong(
         AVERAGE, BOTH, "Forgets the last bucket, which is not full.",
         "held >= bucket or index == len(parameters) - 1", "held >= bucket"),
+    "average-unused-fills-nothing": _wrong(
+        AVERAGE, HIDDEN, "What this rank did not use does not fill its bucket: other cuts than the others'.",
+        "held += p.numel()", "held += 0 if p.grad is None else p.numel()"),
     "average-nobody-used": _wrong(
         AVERAGE, BOTH, "Skips what no rank has used.",
         "q.grad = part.view_as(q).clone()", "q.grad = part.view_as(q).clone() if part.any() else None"),
@@ -143,6 +157,10 @@ MUTANTS = {
         ACCUMULATE, BOTH, "All graphs wait for one backward pass.",
         code="model.zero_grad()\nlosses = [((model(x) - y) ** 2).mean() for x, y in micro_batches]\n"
         "(sum(losses) / len(losses)).backward()\naverage(list(model.parameters()))"),
+    "accumulate-keeps-graphs": _wrong(
+        ACCUMULATE, BOTH, "Goes backward at once, and keeps every graph with its loss.",
+        "for x, y", "losses = []\nfor x, y",
+        "loss.backward()", "losses.append(loss)\n    loss.backward(retain_graph=True)"),
     "accumulate-one-batch": _wrong(
         ACCUMULATE, BOTH, "All micro-batches at once: the memory of all.",
         code="model.zero_grad()\nx, y = (torch.cat(part) for part in zip(*micro_batches))\n"
@@ -161,4 +179,7 @@ MUTANTS = {
     "step-half-the-messages": _wrong(
         STEP, BOTH, "Only the reduce-scatter.",
         "2 * (world_size - 1) * (alpha", "(world_size - 1) * (alpha"),
+    "step-sorted": _wrong(
+        STEP, HIDDEN, "Sends what is ready first, not what stands first in the list.",
+        "in buckets:\n", "in sorted(buckets):\n"),
 }

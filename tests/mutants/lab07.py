@@ -1,7 +1,8 @@
-"""Wrong answers to lab 07 that look right: each loses exactly the graded cells named here."""
+"""Wrong answers to lab 07 that look right: each loses exactly the graded cells named here. RIGHT ones lose nothing."""
 
 from __future__ import annotations
 
+from . import whole07
 from .answers import Answers
 
 LAB = "07-zero"
@@ -11,103 +12,11 @@ BYTES, PARTITION, ZERO1 = "ex1-bytes", "ex2-partition", "ex3-zero1"
 GRADIENTS, BLOCK = "ex4-gradients", "ex5-block"
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
 
-_BY_TENSORS = """
-size = -(-sum(t.numel() for t in tensors) // world_size)
-mine = [index for index in range(len(tensors)) if index * world_size // len(tensors) == rank]
-part, start = torch.zeros(size, dtype=tensors[0].dtype), 0
-for index in mine:
-    part[start : start + tensors[index].numel()] = tensors[index].flatten()[: size - start]
-    start += tensors[index].numel()
-return part, [(index, 0, tensors[index].numel()) for index in mine]
-"""
-# Right values and an all-reduce's traffic: the halves carry gradients twice, and nothing is sharded.
-_UNSHARDED = """
-n, size = group.world_size, weights.numel() // group.world_size
-mean, whole = weights.new_empty(size), torch.empty_like(weights)
-group.reduce_scatter(mean, gradient)
-group.all_gather(whole, mean / n)
-if not state:
-    state["own"] = torch.nn.Parameter(weights.clone())
-    state["adam"] = torch.optim.Adam([state["own"]], lr=lr)
-state["own"].grad = whole
-state["adam"].step()
-state["own"].grad = None
-weights.copy_(state["own"].detach())
-"""
-# Moments of the part only; but the mean gradient is held as well from step to step.
-_KEEPS_GRAD = """
-n, size = group.world_size, weights.numel() // group.world_size
-own = weights[group.rank * size : (group.rank + 1) * size]
-if not state:
-    state["part"] = torch.nn.Parameter(own)
-    state["adam"] = torch.optim.Adam([state["part"]], lr=lr)
-mean = torch.empty_like(own)
-group.reduce_scatter(mean, gradient)
-state["part"].grad = mean / n
-state["adam"].step()
-group.all_gather(weights, state["part"].detach())
-"""
-_ELSEWHERE = """
-cache = my_zero1_step.__dict__.setdefault("cache", {})
-if not state:
-    state["t"] = 0
-    cache[group.world_size, group.rank] = torch.zeros_like(weights), torch.zeros_like(weights)
-state["t"] += 1
-n, size = group.world_size, weights.numel() // group.world_size
-mean, whole = weights.new_empty(size), torch.empty_like(weights)
-group.reduce_scatter(mean, gradient)
-group.all_gather(whole, mean / n)
-m, v = cache[group.world_size, group.rank]
-m.mul_(0.9).add_(whole, alpha=0.1)
-v.mul_(0.999).addcmul_(whole, whole, value=0.001)
-weights -= lr * m / (1 - 0.9 ** state["t"]) / ((v / (1 - 0.999 ** state["t"])).sqrt() + 1e-8)
-"""
-_AT_THE_END = """
-n, parts = group.world_size, [None] * len(layers)
-everything = [p for layer in layers for p in layer]
-arrived = []
-
-def hook(p):
-    arrived.append(p)
-    if len(arrived) < len(everything):
-        return
-    arrived.clear()
-    for index, layer in enumerate(layers):
-        flat = torch.cat([q.grad.flatten() for q in layer])
-        whole = torch.cat([flat, flat.new_zeros(-len(flat) % n)])
-        parts[index] = whole.new_empty(len(whole) // n)
-        group.reduce_scatter(parts[index], whole)
-        parts[index] /= n
-        for q in layer:
-            q.grad = None
-
-for p in everything:
-    p.register_post_accumulate_grad_hook(hook)
-return parts
-"""
-_COUNTING = """\
-    arrived.append(p)
-        if len(arrived) < len(layer):
-            return
-        arrived.clear()
-"""
-_PLAIN = """
-n = group.world_size
-def gathered():
-    whole = part.detach().new_empty(n * part.numel())
-    group.all_gather(whole, part.detach())
-    return whole
-def reduced(gradient):
-    mean = torch.empty_like(part)
-    group.reduce_scatter(mean, gradient)
-    return mean / n
-return compute(Gather.apply(part, gathered, reduced), x)
-"""
-_AGAIN = _PLAIN.replace(
-    "return compute(Gather.apply(part, gathered, reduced), x)",
-    "from torch.utils.checkpoint import checkpoint\n"
-    "return checkpoint(lambda x: compute(Gather.apply(part, gathered, reduced), x), x, use_reentrant=False)",
-)
+RIGHT = {
+    "bytes-by-category": (BYTES, whole07.BYTES_BY_CATEGORY),
+    "partition-by-values": (PARTITION, whole07.PARTITION_BY_VALUES),
+    "zero1-torchs-adam": (ZERO1, whole07.TORCHS_ADAM),
+}
 
 # fmt: off
 MUTANTS = {
@@ -134,11 +43,24 @@ MUTANTS = {
         "-(-sum(sizes) // world_size) for", "sum(sizes) / world_size for"),
     "bytes-nothing-sharded": _wrong(
         BYTES, BOTH, "Everything on every rank.", "part if stage >= begins[name] else whole", "whole"),
+    "bytes-each-parameter-padded": _wrong(
+        BYTES, BOTH, "Pads every parameter to N parts, not the unit.",
+        "-(-sum(sizes) // world_size) for sizes in units",
+        "-(-size // world_size) for sizes in units for size in sizes"),
+    "bytes-one-more": _wrong(
+        BYTES, BOTH, "Rounds up by adding one, also where N divides the unit.",
+        "-(-sum(sizes) // world_size)", "(sum(sizes) // world_size + 1)"),
+    "bytes-stage-0-mixed": _wrong(
+        BYTES, HIDDEN, "Takes it that data parallelism is always mixed.",
+        'each = {"weights"', 'mixed = mixed or not stage\neach = {"weights"'),
+    "bytes-stage-2-half": _wrong(
+        BYTES, HIDDEN, "Takes it that what leaves at once is of half precision.",
+        '"gradients": 2 if mixed else 4', '"gradients": 2 if mixed or stage == 2 else 4'),
     "partition-view": _wrong(
         PARTITION, BOTH, "Returns a slice, which keeps everything in memory.",
         "part = whole.new_zeros(size)\npart[: len(whole[low:high])] = whole[low:high]",
         "part = torch.cat([whole, whole.new_zeros(size * world_size - len(whole))])[low:high]"),
-    "partition-by-tensors": _wrong(PARTITION, BOTH, "Deals out whole tensors.", code=_BY_TENSORS),
+    "partition-by-tensors": _wrong(PARTITION, BOTH, "Deals out whole tensors.", code=whole07.BY_TENSORS),
     "partition-float32": _wrong(
         PARTITION, BOTH, "Takes torch's default dtype, whatever the tensors have.",
         "whole.new_zeros(size)", "torch.zeros(size)"),
@@ -164,10 +86,17 @@ MUTANTS = {
     "partition-in-place": _wrong(
         PARTITION, BOTH, "Takes the values away from where they were.",
         "return part, owned", "tensors[0].zero_()\nreturn part, owned"),
+    "partition-beyond-the-end": _wrong(
+        PARTITION, BOTH, "A piece ends where the part does, though its tensor ended before.",
+        "min(high, start + t.numel()) - start\n    if begin < end:",
+        "high - start\n    if begin < min(end, t.numel()):"),
+    "partition-float64": _wrong(
+        PARTITION, HIDDEN, "The dtype of the visible tests' tensors.",
+        "whole.new_zeros(size)", "torch.zeros(size, dtype=torch.float64)"),
     "zero1-unsharded": _wrong(
-        ZERO1, BOTH, "An AdamW of everything on every rank: right values, right traffic.", code=_UNSHARDED),
+        ZERO1, BOTH, "An AdamW of everything on every rank: right values, right traffic.", code=whole07.UNSHARDED),
     "zero1-unsharded-elsewhere": _wrong(
-        ZERO1, BOTH, "Keeps all moments where nobody looks.", code=_ELSEWHERE),
+        ZERO1, BOTH, "Keeps all moments where nobody looks.", code=whole07.ELSEWHERE),
     "zero1-sliced-moments": _wrong(
         ZERO1, BOTH, "Moments are slices of moments for everything.",
         "m=torch.zeros_like(mean), v=torch.zeros_like(mean)",
@@ -201,7 +130,9 @@ MUTANTS = {
         "group.all_gather(weights, own)", "weights = torch.empty_like(weights)\ngroup.all_gather(weights, own)",
         "own -= lr * m", "own = own - lr * m"),
     "zero1-adam-keeps-grad": _wrong(
-        ZERO1, BOTH, "torch's Adam on the part, whose gradient stays to the next step.", code=_KEEPS_GRAD),
+        ZERO1, BOTH, "torch's Adam on the part, whose gradient stays to the next step.", code=whole07.KEEPS_GRAD),
+    "zero1-first-rate": _wrong(
+        ZERO1, BOTH, "torch's Adam on the part, with the first step's lr for ever.", code=whole07.FIXED_RATE),
     "zero1-deadlock": _wrong(
         ZERO1, BOTH, "Only rank 0 tells its part.",
         "group.all_gather(weights, own)", "if group.rank == 0:\n    group.all_gather(weights, own)"),
@@ -209,17 +140,17 @@ MUTANTS = {
         GRADIENTS, BOTH, "Takes it that the first parameter of a layer comes last.",
         "for p in layer:\n        p.register_post_accumulate_grad_hook(hook)",
         "layer[0].register_post_accumulate_grad_hook(hook)",
-        _COUNTING, ""),
+        whole07.COUNTING, ""),
     "gradients-hook-on-last": _wrong(
         GRADIENTS, BOTH, "Takes it that the last parameter of a layer comes last.",
         "for p in layer:\n        p.register_post_accumulate_grad_hook(hook)",
         "layer[-1].register_post_accumulate_grad_hook(hook)",
-        _COUNTING, ""),
+        whole07.COUNTING, ""),
     "gradients-kept": _wrong(
         GRADIENTS, BOTH, "Reduces, and keeps the whole gradients all the same.",
         "for q in layer:\n            q.grad = None\n        whole", "whole"),
     "gradients-at-the-end": _wrong(
-        GRADIENTS, BOTH, "Waits for the whole backward pass.", code=_AT_THE_END),
+        GRADIENTS, BOTH, "Waits for the whole backward pass.", code=whole07.AT_THE_END),
     "gradients-sum": _wrong(
         GRADIENTS, ("test", "hidden"), "A sum in the place of the mean.", "parts[index] /= n", "pass"),
     "gradients-local": _wrong(
@@ -249,9 +180,14 @@ MUTANTS = {
         "        flat = torch.cat([q.grad.flatten() for q in layer])\n"
         "        for q in layer:\n            q.grad = None\n",
         "[p]):\n            return\n        arrived.clear()\n        flat = p.grad.flatten()\n        p.grad = None\n"),
-    "block-keeps-weights": _wrong(BLOCK, BOTH, "Autograd keeps the gathered weights.", code=_PLAIN),
+    "gradients-of-two": _wrong(
+        GRADIENTS, BOTH, "Takes it that a layer has a weight and a bias.",
+        "if len(arrived) < len(layer):", "if len(arrived) < 2:"),
+    "gradients-from-the-last": _wrong(
+        GRADIENTS, BOTH, "Takes it that the list has the layers in the network's order.", code=whole07.LAST_TO_FIRST),
+    "block-keeps-weights": _wrong(BLOCK, BOTH, "Autograd keeps the gathered weights.", code=whole07.PLAIN),
     "block-computes-again": _wrong(
-        BLOCK, BOTH, "Checkpoints: right bytes, for another forward pass.", code=_AGAIN),
+        BLOCK, BOTH, "Checkpoints: right bytes, for another forward pass.", code=whole07.AGAIN),
     "block-releases-late": _wrong(
         BLOCK, BOTH, "Holds the weights to the backward pass.", "held.clear()\nreturn out", "return out"),
     "block-never-releases": _wrong(
@@ -263,6 +199,10 @@ MUTANTS = {
     "block-local": _wrong(
         BLOCK, BOTH, "The part of this rank's own gradient.",
         "return mean / n", "return gradient.view(n, -1)[group.rank].clone()"),
+    "block-no-strides": _wrong(
+        BLOCK, BOTH, "Finds sizes and places again, and takes transposed weights for others.",
+        "(t.size(), t.stride(), t.storage_offset())", "(t.size(), t.storage_offset())",
+        "gathered().as_strided(*kept) if", "gathered()[kept[1] : kept[1] + kept[0].numel()].view(kept[0]) if"),
     "block-computes-with-a-copy": _wrong(
         BLOCK, BOTH, "Releases what it gathered, and computes with a copy that stays.",
         "compute(whole, x)", "compute(whole.clone(), x)"),

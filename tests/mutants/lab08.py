@@ -15,6 +15,7 @@ _ENTER_BACKWARD = "total = gradient.clone()\n        group.all_reduce(total)\n  
 
 RIGHT = {
     "columns-hook-where-needed": (COLUMNS, whole08.HOOK_WHERE_NEEDED),
+    "columns-one-function": (COLUMNS, whole08.ONE_FUNCTION),
     "rows-in-place": (ROWS, whole08.IN_PLACE),  # autograd does not see the sum: its backward hands on, as g's does
     "loss-three-messages": (LOSS, whole08.THREE_MESSAGES),
     "order-by-what-is-held": (ORDER, whole08.BY_TURNS),
@@ -32,6 +33,8 @@ MUTANTS = {
         COLUMNS, BOTH, "Sums all of x's gradient, also what came past the layer and is whole.", code=whole08.HOOK_ON_X),
     "columns-needs-a-gradient": _wrong(
         COLUMNS, BOTH, "A hook, which an input without a gradient refuses.", code=whole08.HOOK_ON_VIEW),
+    "columns-always-sends": _wrong(
+        COLUMNS, BOTH, "Sends a gradient that nobody needs.", code=whole08.ALWAYS_SENDS),
     "columns-whole-and-slice": _wrong(
         COLUMNS, BOTH, "Computes all outputs on every rank and keeps its own.", code=whole08.WHOLE_AND_SLICE),
     "columns-equal-parts": _wrong(
@@ -96,6 +99,12 @@ MUTANTS = {
     "loss-no-peak": _wrong(
         LOSS, BOTH, "Subtracts nothing: overflows where logits are large.",
         "shifted = logits - peak[:, None]", "shifted = logits"),
+    "loss-one-peak": _wrong(
+        LOSS, BOTH, "One peak for all positions: where logits are far below it nothing is left.",
+        "logits.amax(1)", "logits.amax().repeat(len(logits))"),
+    "loss-mean-peak": _wrong(
+        LOSS, BOTH, "The mean of the ranks' peaks: overflows where they differ.",
+        'group.all_reduce(peak, "max")', "group.all_reduce(peak)\npeak /= group.world_size"),
     "loss-four-values": _wrong(
         LOSS, BOTH, "Four all-reduces: right values, a value a position too many.",
         "group.all_reduce(sums)", "group.all_reduce(sums)\ngroup.all_reduce(sums[0].clone())"),
@@ -167,4 +176,11 @@ MUTANTS = {
     "bubble-no-clock": _wrong(
         BUBBLE, BOTH, "Begins when the input is there, though the stage is still busy.",
         "max(clock[stage], ends.get((source, kind, k), 0.0))", "ends.get((source, kind, k), 0.0)"),
+    "bubble-by-count": _wrong(
+        BUBBLE, HIDDEN, "Takes a stage's n-th backward for micro-batch n, whatever its number.",
+        "kind, k = order[places[stage]]", "kind = order[places[stage]][0]\n"
+        "            k = sum(kind == other for other, _ in order[: places[stage]])"),
+    "bubble-four-sweeps": _wrong(
+        BUBBLE, HIDDEN, "Goes over all stages four times, though more may wait for each other.",
+        code=whole08.FOUR_SWEEPS),
 }

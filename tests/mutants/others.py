@@ -62,33 +62,6 @@ return out
 """,
         ),
     },
-    "05-compute-for-memory": {
-        "sequence-in-two-steps": (
-            "ex2-sequence",
-            """
-sizes = [len(layers) // segments + (1 if k < len(layers) % segments else 0) for k in range(segments)]
-parts, layers = [], list(layers)
-for size in sizes:
-    parts.append(layers[:size])
-    layers = layers[size:]
-
-
-class Run:
-    def __init__(self, part):
-        self.part = part
-
-    def __call__(self, x):
-        for layer in self.part:
-            x = layer(x)
-        return x
-
-
-for part in parts:
-    x = checkpoint(Run(part), x)
-return x
-""",
-        ),
-    },
     "09-quantization": {
         "int8-row-by-row": (
             "ex1-int8-rows",

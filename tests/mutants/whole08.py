@@ -40,6 +40,27 @@ each = len(weight) // group.world_size
 mine = slice(group.rank * each, (group.rank + 1) * each)
 return F.linear(Enter.apply(x), weight[mine], bias[mine])
 """
+ONE_FUNCTION = """
+class Columns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w, b):
+        ctx.save_for_backward(x, w)
+        return x @ w.t() + b
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, w = ctx.saved_tensors
+        summed = None
+        if ctx.needs_input_grad[0]:
+            summed = gradient @ w
+            group.all_reduce(summed)
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        return summed, flat.t() @ x.reshape(-1, x.shape[-1]), flat.sum(0)
+
+n, rank = group.world_size, group.rank
+return Columns.apply(x, weight.tensor_split(n)[rank], bias.tensor_split(n)[rank])
+"""
+ALWAYS_SENDS = ONE_FUNCTION.replace("if ctx.needs_input_grad[0]:", "if True:")
 GATHERED = """
 n, part = group.world_size, logits.shape[1]
 most = torch.tensor([float(part)], dtype=logits.dtype)
@@ -95,6 +116,19 @@ names = {"F": "forward", "B": "backward"}
 actions = [[pipeline_schedule.Action(names[kind], k) for kind, k in order] for order in orders]
 ran = pipeline_schedule.simulate(actions, forward, backward)
 return max(r.end for r in ran), pipeline_schedule.bubble(ran)
+"""
+FOUR_SWEEPS = """
+p, ends = len(orders), {}
+for _ in range(4):
+    for stage in range(p):
+        clock = 0.0
+        for kind, k in orders[stage]:
+            other = ends.get((stage - 1 if kind == "F" else stage + 1, kind, k), 0.0)
+            clock = max(clock, other) + (forward if kind == "F" else backward)[stage]
+            ends[stage, kind, k] = clock
+seconds = max(ends.values())
+work = sum((forward if kind == "F" else backward)[s] for s, order in enumerate(orders) for kind, _ in order)
+return seconds, 1 - work / (p * seconds)
 """
 
 HOOK_WHERE_NEEDED = HOOK_ON_VIEW.replace(
