@@ -67,6 +67,9 @@ MUTANTS = {
     "int8-guard-swallows-small-rows": _wrong(
         INT8, HIDDEN, "A guard against zero that is larger than real numbers makes whole rows zero.",
         "torch.where(absmax > 0, absmax, 1.0)", "absmax.clamp(min=1e-8)"),
+    "int8-guard-swallows-very-small-rows": _wrong(
+        INT8, HIDDEN, "A smaller guard, and float32 holds numbers below it.",
+        "torch.where(absmax > 0, absmax, 1.0)", "absmax.clamp(min=1e-30)"),
     "int8-scales-in-half": _wrong(
         INT8, BOTH, "Scales that passed through fp16 no longer read the largest number back.",
         "codes, absmax", "codes, absmax.half().float()"),
@@ -85,6 +88,9 @@ MUTANTS = {
     "blocks-guard-swallows-small-ones": _wrong(
         BLOCKS, HIDDEN, "The guard is larger than the numbers of some blocks, which all become zero.",
         "torch.where(absmax > 0, absmax, 1.0)", "absmax.clamp(min=1e-12)"),
+    "blocks-guard-swallows-very-small-ones": _wrong(
+        BLOCKS, HIDDEN, "A smaller guard, and float32 holds numbers below it.",
+        "torch.where(absmax > 0, absmax, 1.0)", "absmax.clamp(min=1e-30)"),
     "blocks-rest-dropped": _wrong(
         BLOCKS, BOTH, "What does not fill a block is left out.",
         "F.pad(flat, (0, -len(flat) % block_size))", "flat[: len(flat) // block_size * block_size]"),

@@ -104,6 +104,17 @@ MUTANTS = {
         "return self.linear(x) +", "return x @ linear.weight.t() + linear.bias +"),
     "layer-two-dimensions": _wrong(
         LAYER, BOTH, "Right for x of two dimensions only.", _ADAPTER, "(self.B @ h.t()).t()"),
+    "layer-transposed": _wrong(
+        LAYER, BOTH, "Multiplies from the left: fails where x is a single vector.",
+        "F.linear(self.dropout(x), self.A)", "self.A @ self.dropout(x).mT", _ADAPTER, "(self.B @ h).mT"),
+    "layer-formed-in-evaluation": _wrong(
+        LAYER, BOTH, "B A is formed wherever the layer does not train.", *whole10.FORMED_IN_EVALUATION),
+    "layer-dropout-by-feature": _wrong(
+        LAYER, BOTH, "One mask for all tokens.", "self.dropout(x)", "x * self.dropout(torch.ones_like(x[:1]))"),
+    "layer-dropout-by-token": _wrong(
+        LAYER, BOTH, "Whole tokens are dropped.", "self.dropout(x)", "x * self.dropout(torch.ones_like(x[..., :1]))"),
+    "layer-bias-copied": _wrong(
+        LAYER, ("test",), "The weight is kept, the bias is another one.", *whole10.BIAS_COPIED),
     "merge-twice": _wrong(
         MERGE, BOTH, "Merging twice adds twice.",
         "if layer.merged == merged:\n    return\n", ""),
@@ -137,6 +148,9 @@ MUTANTS = {
         "layer.merged = merged", "layer.merged = merged\nlayer.B.data.zero_()"),
     "merge-keeps-the-original": _wrong(
         MERGE, BOTH, "A second copy of every weight: what LoRA saves is spent on it.", code=whole10.KEEPS_A_COPY),
+    "merge-keeps-a-copy-unused": _wrong(
+        MERGE, BOTH, "Subtracts, and keeps the sum all the same.",
+        "layer.merged = merged", "layer.merged, layer.original = merged, layer.weight.detach().clone()"),
     "merge-new-tensor": _wrong(
         MERGE, BOTH, "The parameter gets another tensor: views and optimizers hold the old one.",
         "layer.weight.copy_(layer.weight.float() + (update if merged else -update))",
@@ -202,6 +216,10 @@ MUTANTS = {
     "groups-substring": _wrong(
         GROUPS, HIDDEN, "Looks for lora_B anywhere in the name, where an adapter may be called so.",
         '"lora_B" in name.split(".")', '"lora_B" in name'),
+    "groups-between-dots": _wrong(
+        GROUPS, HIDDEN, "A name may begin with it.", '"lora_B" in name.split(".")', '".lora_B." in name'),
+    "groups-vectors-alone-stay": _wrong(
+        GROUPS, HIDDEN, "A single number decays.", "p.dim() > 1", "p.dim() != 1"),
     "groups-letter": _wrong(
         GROUPS, BOTH, "Looks for a part that ends with B.",
         '"lora_B" in name.split(".")', 'any(part.endswith("B") for part in name.split("."))'),
@@ -242,6 +260,14 @@ MUTANTS = {
         TARGETS, BOTH, "The expression need match a part only.", "re.fullmatch", "re.search"),
     "targets-match": _wrong(
         TARGETS, BOTH, "The expression need match the beginning only.", "re.fullmatch", "re.match"),
+    "targets-dollar": _wrong(
+        TARGETS, HIDDEN, "The $ belongs to the last alternative alone.",
+        "re.fullmatch(targets, path)", 're.match(targets + "$", path)'),
+    "targets-first-match": _wrong(
+        TARGETS, HIDDEN, "A shorter alternative is found first.", "if re.fullmatch(targets, path)",
+        "if (m := re.match(targets, path)) and m.end() == len(path)"),
+    "targets-linear-afterwards": _wrong(
+        TARGETS, HIDDEN, "An expression that matches a norm is no error.", *whole10.LINEAR_AFTERWARDS),
     "targets-any-head": _wrong(
         TARGETS, HIDDEN, "Leaves out whatever is called head.", "if layer is not head", 'if not path.endswith("head")'),
     "targets-any-module": _wrong(

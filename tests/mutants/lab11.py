@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import whole11
 from .answers import Answers
 
 LAB = "11-dora"
@@ -11,85 +12,15 @@ CHANGE, NORM, FORWARD, MERGE, UNMERGE = "ex1-change", "ex2-norm", "ex3-forward",
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
 
 RIGHT = {
-    "change-by-chord": (
-        CHANGE,
-        """
-a, b = before.double(), after.double()
-apart = torch.nn.functional.normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1)
-known = [k for k in range(len(a)) if a[k].any() and b[k].any()]
-lengths = torch.linalg.vector_norm(b, dim=-1) - torch.linalg.vector_norm(a, dim=-1)
-return float(lengths.abs().mean()), float(apart[known].square().sum(1).mean() / 2)
-""",
-    ),
-    "change-by-torch": (
-        CHANGE,
-        """
-before, after = before.double(), after.double()
-known = before.any(1) & after.any(1)
-turns = 1 - torch.cosine_similarity(before[known], after[known])
-return float((after.norm(dim=1) - before.norm(dim=1)).abs().mean()), float(turns.mean())
-""",
-    ),
-    "norm-row-by-row": (
-        NORM,
-        """
-a, b = a.detach(), b.detach()
-gram = a @ a.t()
-wa = weight.detach() @ a.t()
-total = squares + 2 * scaling * torch.einsum("or,or->o", wa, b)
-total = total + scaling**2 * torch.einsum("or,rs,os->o", b, gram, b)
-return total.relu() ** 0.5
-""",
-    ),
-    "norm-loop": (
-        NORM,
-        """
-a, b = a.detach(), b.detach()
-return torch.stack([(row + scaling * mine @ a).norm() for row, mine in zip(weight, b)])
-""",
-    ),
-    "forward-thin-norm": (
-        FORWARD,
-        """
-h = x @ a.t()
-u = x @ weight.t() + scaling * (h @ b.t())
-with torch.no_grad():
-    total = weight.square().sum(1) + 2 * scaling * ((weight @ a.t()) * b).sum(1)
-    norm = (total + scaling**2 * ((b @ (a @ a.t())) * b).sum(1)).clamp(min=0).sqrt()
-    zero = norm == 0
-scale = (m / (norm + zero)).masked_fill(zero, 1)
-u = u * scale
-return u if bias is None else u.add(bias)
-""",
-    ),
-    "forward-as-peft": (
-        FORWARD,
-        """
-norm = (weight + scaling * b.detach() @ a.detach()).norm(dim=1)
-scale = torch.where(norm == 0, torch.ones_like(m), m / norm.masked_fill(norm == 0, 1))
-base = torch.nn.functional.linear(x, weight, bias)
-plain = base if bias is None else base - bias
-return base + (scale - 1) * plain + scale * scaling * ((x @ a.T) @ b.T)
-""",
-    ),
-    "merge-by-normalize": (
-        MERGE,
-        """
-whole = weight.detach() + scaling * b.detach() @ a.detach()
-norm = whole.norm(dim=1)
-c = (m.detach() / norm).masked_fill(norm == 0, 1)
-return torch.diag(c) @ whole, c
-""",
-    ),
-    "unmerge-on-a-copy": (
-        UNMERGE,
-        """
-lost = factors == 0
-found = merged.detach() / factors.detach().masked_fill(lost, 1)[:, None] - scaling * b.detach() @ a.detach()
-found[lost] = 0
-return found
-""",
-    ),
+    "change-by-chord": (CHANGE, whole11.CHANGE_BY_CHORD),
+    "change-by-torch": (CHANGE, whole11.CHANGE_BY_TORCH),
+    "norm-row-by-row": (NORM, whole11.NORM_ROW_BY_ROW),
+    "norm-loop": (NORM, whole11.NORM_LOOP),
+    "forward-thin-norm": (FORWARD, whole11.FORWARD_THIN_NORM),
+    "forward-as-peft": (FORWARD, whole11.FORWARD_AS_PEFT),
+    "forward-norm-detached": (FORWARD, whole11.FORWARD_NORM_DETACHED),
+    "merge-by-normalize": (MERGE, whole11.MERGE_BY_NORMALIZE),
+    "unmerge-on-a-copy": (UNMERGE, whole11.UNMERGE_ON_A_COPY),
 }
 
 # fmt: off
@@ -117,6 +48,10 @@ MUTANTS = {
         CHANGE, BOTH, "A row that was pruned is left out of ΔM too.", "(now - was).abs()", "(now - was)[some].abs()"),
     "change-root": _wrong(
         CHANGE, BOTH, "Squares of the changes.", "(now - was).abs()", "(now - was).square()"),
+    "change-turned-round": _wrong(
+        CHANGE, HIDDEN, "A row turned round counts as one that stayed.", "(1 - cos)", "(1 - cos.abs())"),
+    "change-short-rows-left-out": _wrong(
+        CHANGE, HIDDEN, "Short rows count as zero.", "(was > 0) & (now > 0)", "(was > 1e-6) & (now > 1e-6)"),
     "change-as-tensors": _wrong(
         CHANGE, VISIBLE, "Tensors in the place of numbers.",
         "return (now - was).abs().mean().item(), (1 - cos).mean().item()",
@@ -153,11 +88,7 @@ MUTANTS = {
         NORM, HIDDEN, "The lesson's s.", "cross = 2 *", "scaling = 2.0; cross = 2 *"),
     "norm-by-all-pairs": _wrong(
         NORM, BOTH, "Right, and makes [out, out] to keep its diagonal.",
-        code="""
-a, b = a.detach(), b.detach()
-pairs = 2 * scaling * (weight @ a.t()) @ b.t() + scaling**2 * (b @ (a @ a.t())) @ b.t()
-return (squares + pairs.diagonal()).clamp(min=0).sqrt()
-"""),
+        code=whole11.NORM_BY_ALL_PAIRS),
     "forward-columns": _wrong(
         FORWARD, BOTH, "A norm for each input.", "norm = (weight + scaling * (b @ a)).norm(dim=1)",
         "norm = (weight + scaling * (b @ a)).norm(dim=0)[: len(weight)].mean() * torch.ones(len(weight))"),
@@ -186,6 +117,12 @@ return (squares + pairs.diagonal()).clamp(min=0).sqrt()
         FORWARD, BOTH, "Right, and keeps [out, in] matrices.",
         "turned = F.linear(x, weight) + scaling * F.linear(F.linear(x, a), b)",
         "turned = F.linear(x, weight + scaling * (b @ a))"),
+    "forward-einsum": _wrong(
+        FORWARD, BOTH, "Right, and keeps B A in another shape.",
+        "F.linear(F.linear(x, a), b)", 'torch.einsum("oi,...i->...o", b @ a, x)'),
+    "forward-on-ctx": _wrong(
+        FORWARD, BOTH, "Right, and a function of its own keeps the sum, which no hook for saved tensors sees.",
+        code=whole11.FORWARD_ON_CTX),
     "forward-no-bias": _wrong(
         FORWARD, BOTH, "Forgets the bias.", "y if bias is None else y + bias", "y"),
     "forward-bias-needed": _wrong(
@@ -203,6 +140,9 @@ return (squares + pairs.diagonal()).clamp(min=0).sqrt()
     "forward-x-detached": _wrong(
         FORWARD, BOTH, "The layers below get no gradient through the adapter.",
         "F.linear(x, a)", "F.linear(x.detach(), a)"),
+    "forward-zero-by-m": _wrong(
+        FORWARD, HIDDEN, "The scale is 1 where m is 0, and not where the norm is.",
+        "torch.where(norm > 0, m / safe, 1.0)", "torch.where(m != 0, m / safe, 1.0)"),
     "forward-epsilon": _wrong(
         FORWARD, BOTH, "A small number in the divisor: a row of zeros has the scale 0 and never learns.",
         "torch.where(norm > 0, m / safe, 1.0)", "m / (norm + 1e-8)"),
@@ -229,17 +169,19 @@ return (squares + pairs.diagonal()).clamp(min=0).sqrt()
         "whole = weight + scaling * (b @ a)", "whole = weight.add_(scaling * (b @ a))"),
     "merge-nan": _wrong(
         MERGE, BOTH, "0 / 0 of a row of zeros.", "torch.where(norm > 0, m / norm, 1.0)", "m / norm"),
+    "merge-nan-to-num": _wrong(
+        MERGE, HIDDEN, "0 / 0 is NaN, and m / 0 is infinity.",
+        "torch.where(norm > 0, m / norm, 1.0)", "torch.nan_to_num(m / norm, nan=1.0)"),
+    "merge-epsilons": _wrong(
+        MERGE, HIDDEN, "1 only where m is 0, too.",
+        "torch.where(norm > 0, m / norm, 1.0)", "(m + 1e-12) / (norm + 1e-12)"),
     "merge-with-a-graph": _wrong(
         MERGE, BOTH, "A graph hangs on the frozen weight.", "with torch.no_grad()", "with torch.enable_grad()"),
     "merge-matrix-only": _wrong(
         MERGE, BOTH, "Forgets the factors.",
         "return factors[:, None] * whole, factors", "return factors[:, None] * whole"),
     "forward-needs-labkit": _wrong(
-        FORWARD, BOTH, "Has the course's layer do it.", code="""
-from labkit.adapters.dora import _DoraProduct
-norm = (weight + scaling * b.detach() @ a.detach()).norm(dim=1)
-return _DoraProduct.apply(x, weight, bias, a, b, m, m.detach() / norm, 1 / norm, scaling, 0.0)
-"""),
+        FORWARD, BOTH, "Has the course's layer do it.", code=whole11.FORWARD_NEEDS_LABKIT),
     "merge-returns-norms": _wrong(
         MERGE, BOTH, "The norms in the factors' place.", "whole, factors", "whole, norm"),
     "merge-abs": _wrong(
@@ -254,6 +196,13 @@ return _DoraProduct.apply(x, weight, bias, a, b, m, m.detach() / norm, 1 / norm,
         UNMERGE, BOTH, "Infinity has become a very large number.",
         "torch.where(c != 0, merged / c - scaling * (b @ a), 0.0)",
         "torch.nan_to_num(merged / c) - scaling * (b @ a)"),
+    "unmerge-positive-factors": _wrong(
+        UNMERGE, HIDDEN, "A negative factor counts as a row that is lost.", "c != 0", "c > 0"),
+    "unmerge-length-of-factors": _wrong(
+        UNMERGE, HIDDEN, "A row that was turned round stays so.", "merged / c", "merged / c.abs()"),
+    "unmerge-rows-of-zeros": _wrong(
+        UNMERGE, HIDDEN, "A merged row of zeros counts as lost, whatever its factor is.",
+        "c != 0", "merged.any(1, keepdim=True)"),
     "unmerge-lora": _wrong(
         UNMERGE, BOTH, "LoRA's way: the lengths stay in.", "merged / c", "merged"),
     "unmerge-wrong-order": _wrong(

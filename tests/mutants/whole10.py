@@ -124,3 +124,26 @@ return [
     for fast, matrix in kinds
 ]
 """
+
+# Pieces of a solution and what takes their place: old, new, old, new …
+FORMED_IN_EVALUATION = (
+    "h = F.linear(self.dropout(x), self.A)",
+    """if not self.training:
+            whole = self.linear.weight + alpha / rank * self.B @ self.A
+            return F.linear(x, whole, self.linear.bias)
+        h = F.linear(self.dropout(x), self.A)""",
+)
+BIAS_COPIED = (
+    "nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))",
+    """nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.linear = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.linear.weight = linear.weight
+        if linear.bias is not None:
+            self.linear.bias = nn.Parameter(linear.bias.clone(), requires_grad=False)""",
+)
+LINEAR_AFTERWARDS = (
+    "found = [path for path in paths if re.fullmatch(targets, path)]",
+    "found = [path for path, _ in model.named_modules() if re.fullmatch(targets, path)]",
+    "return found",
+    "return [path for path in found if path in paths]",
+)
