@@ -1,118 +1,22 @@
 """Wrong answers to lab 00: padding that is read or counted, columns and labels off by one, means of means."""
 
-LAB = "00-start-here"
+from __future__ import annotations
 
-MUTANTS = {
-    "mask-from-pad-id": {
-        "exercise": "ex1-padded-batch",
-        "code": """
-            if not all(len(row) for row in sequences):
-                raise ValueError("an empty row")
-            rows = [row[-max_length:] for row in sequences]
-            width = max(len(row) for row in rows)
-            input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-            attention_mask = (input_ids != pad_id).long()
-            return input_ids, attention_mask, torch.tensor([len(row) - 1 for row in rows])
-        """,
-        "loses": ["ex1-padded-batch-hidden"],
-        "why": "masks real tokens whose id equals the padding id, as with GPT-2's end-of-text",
-    },
-    "keeps-the-start": {
-        "exercise": "ex1-padded-batch",
-        "code": """
-            if not all(len(row) for row in sequences):
-                raise ValueError("an empty row")
-            rows = [row[:max_length] for row in sequences]
-            lengths = torch.tensor([len(row) for row in rows])
-            width = int(lengths.max())
-            input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-            return input_ids, (torch.arange(width) < lengths[:, None]).long(), lengths - 1
-        """,
-        "loses": ["ex1-padded-batch-test", "ex1-padded-batch-hidden"],
-        "why": "cuts off the words that ask the question",
-    },
-    "pads-to-max-length": {
-        "exercise": "ex1-padded-batch",
-        "code": """
-            if not all(len(row) for row in sequences):
-                raise ValueError("an empty row")
-            rows = [row[-max_length:] for row in sequences]
-            lengths = torch.tensor([len(row) for row in rows])
-            input_ids = torch.tensor([row + [pad_id] * (max_length - len(row)) for row in rows])
-            return input_ids, (torch.arange(max_length) < lengths[:, None]).long(), lengths - 1
-        """,
-        "loses": ["ex1-padded-batch-test", "ex1-padded-batch-hidden"],
-        "why": "computes on columns that hold padding in every row",
-    },
-    "last-is-the-length": {
-        "exercise": "ex1-padded-batch",
-        "code": """
-            if not all(len(row) for row in sequences):
-                raise ValueError("an empty row")
-            rows = [row[-max_length:] for row in sequences]
-            lengths = torch.tensor([len(row) for row in rows])
-            width = int(lengths.max())
-            input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-            return input_ids, (torch.arange(width) < lengths[:, None]).long(), lengths
-        """,
-        "loses": ["ex1-padded-batch-test", "ex1-padded-batch-hidden"],
-        "why": "points one past the last token: at padding, or outside the tensor",
-    },
-    "lengths-before-cutting": {
-        "exercise": "ex1-padded-batch",
-        "code": """
-            if not all(len(row) for row in sequences):
-                raise ValueError("an empty row")
-            lengths = torch.tensor([len(row) for row in sequences])
-            rows = [row[-max_length:] for row in sequences]
-            width = max(len(row) for row in rows)
-            input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-            return input_ids, (torch.arange(width) < lengths[:, None]).long(), lengths - 1
-        """,
-        "loses": ["ex1-padded-batch-hidden"],
-        "why": "`last` points past the end of a row that was cut",
-    },
-    "padding-counts-as-real": {
-        "exercise": "ex1-padded-batch",
-        "code": """
-            if not all(len(row) for row in sequences):
-                raise ValueError("an empty row")
-            rows = [row[-max_length:] for row in sequences]
-            width = max(len(row) for row in rows)
-            input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-            return input_ids, torch.ones_like(input_ids), torch.tensor([len(row) - 1 for row in rows])
-        """,
-        "loses": ["ex1-padded-batch-test", "ex1-padded-batch-hidden"],
-        "why": "a mask of ones lets the model attend to padding",
-    },
-    "pads-in-place": {
-        "exercise": "ex1-padded-batch",
-        "code": """
-            if not all(len(row) for row in sequences):
-                raise ValueError("an empty row")
-            lengths = torch.tensor([min(len(row), max_length) for row in sequences])
-            width = int(lengths.max())
-            for row in sequences:
-                del row[:-max_length]
-                row += [pad_id] * (width - len(row))
-            mask = (torch.arange(width) < lengths[:, None]).long()
-            return torch.tensor(sequences), mask, lengths - 1
-        """,
-        "loses": ["ex1-padded-batch-hidden"],
-        "why": "changes the caller's lists, so a second batch from them has padding for tokens",
-    },
-    "row-of-padding": {
-        "exercise": "ex1-padded-batch",
-        "code": """
-            rows = [row[-max_length:] for row in sequences]
-            lengths = torch.tensor([len(row) for row in rows])
-            width = int(lengths.max())
-            input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-            return input_ids, (torch.arange(width) < lengths[:, None]).long(), lengths - 1
-        """,
-        "loses": ["ex1-padded-batch-hidden"],
-        "why": "an empty row passes, with a last position of -1: the last column",
-    },
+from . import whole00
+from .answers import Answers
+
+LAB = "00-start-here"
+_wrong = Answers(LAB).wrong
+
+HIDDEN = ("hidden",)
+
+RIGHT = {
+    "batch-filled-row-by-row": ("ex1-padded-batch", whole00.FILLED_ROW_BY_ROW),
+    "scores-by-gather": ("ex2-class-scores", whole00.BY_GATHER),
+    "scores-by-logarithms": ("ex2-class-scores", whole00.BY_LOGARITHMS),
+}
+
+MUTANTS = whole00.PADDED_BATCH | {
     "last-column": {
         "exercise": "ex2-class-scores",
         "code": """
@@ -170,6 +74,20 @@ MUTANTS = {
         "loses": ["ex2-class-scores-hidden"],
         "why": "inf / inf is nan once a logit passes 88 in float32",
     },
+    "large-logits-cut": _wrong(
+        "ex2-class-scores",
+        HIDDEN,
+        "exp stays finite, and classes that are 100 apart become equal",
+        "chosen = at_last[:, label_ids]",
+        "chosen = at_last[:, label_ids].clamp(-80, 80)",
+    ),
+    "batch-of-one-lost": _wrong(
+        "ex2-class-scores",
+        HIDDEN,
+        "squeeze() takes the batch's dimension too where it is 1",
+        "at_last = logits[rows, last]\nchosen = at_last[:, label_ids]",
+        "chosen = logits[rows, last].squeeze()[..., label_ids]",
+    ),
     "balanced-is-accuracy": {
         "exercise": "ex3-score",
         "code": """
@@ -216,6 +134,13 @@ MUTANTS = {
         "loses": ["ex3-score-test", "ex3-score-hidden"],
         "why": "the spread of one sentence, not of the mean over n",
     },
+    "accuracy-rounded": _wrong(
+        "ex3-score",
+        HIDDEN,
+        "two decimals are for the table; the error is computed from the rounded number too",
+        "accuracy = right.mean().item()",
+        "accuracy = round(right.mean().item(), 2)",
+    ),
     "mean-of-means": {
         "exercise": "ex4-token-loss",
         "code": """
@@ -274,4 +199,31 @@ MUTANTS = {
         "loses": ["ex4-token-loss-hidden"],
         "why": "a probability that rounds to 0 has the logarithm -inf",
     },
+    "logarithm-with-a-floor": _wrong(
+        "ex4-token-loss",
+        HIDDEN,
+        "the small number that keeps log away from 0 makes 27.6 nats the worst that can be",
+        code="""
+            targets, real = input_ids[:, 1:], attention_mask[:, 1:]
+            likely = logits[:, :-1].softmax(dim=-1).gather(2, targets[..., None]).squeeze(2)
+            return (-(likely + 1e-12).log() * real).sum() / real.sum()
+        """,
+    ),
+    "logits-cut": _wrong(
+        "ex4-token-loss",
+        HIDDEN,
+        "logits between -50 and 50 are finite in exp, and say something else",
+        "logits[:, :-1]",
+        "logits[:, :-1].clamp(-50, 50)",
+    ),
+    "squeezes-every-one": _wrong(
+        "ex4-token-loss",
+        HIDDEN,
+        "one target a row: squeeze() leaves [batch], and times [batch, 1] that is [batch, batch]",
+        code="""
+            targets, real = input_ids[:, 1:], attention_mask[:, 1:]
+            losses = -logits[:, :-1].log_softmax(dim=-1).gather(2, targets[..., None]).squeeze()
+            return (losses * real).sum() / real.sum()
+        """,
+    ),
 }

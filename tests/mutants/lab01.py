@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-LAB = "01-floating-point"
+from . import whole01
+from .answers import Answers
 
-_DECODE = """
-m = fmt.mantissa_bits
-sign = codes >> (fmt.bits - 1)
-exponent = (codes >> m) & (2**fmt.exponent_bits - 1)
-fraction = (codes & (2**m - 1)) / 2**m
-normal = 2.0 ** (exponent - fmt.bias) * (1 + fraction)
-subnormal = 2.0 ** (1 - fmt.bias) * fraction
-value = np.where(exponent == 0, subnormal, normal)
-special = np.where(fraction == 0, np.inf, np.nan)
-value = np.where(exponent == 2**fmt.exponent_bits - 1, special, value)
-return np.where(sign == 1, -value, value)
-"""
-_ENCODE = """
-m, top = fmt.mantissa_bits, 2**fmt.exponent_bits - 1
-magnitude = np.where(np.isfinite(x), np.abs(x), 1.0)
-fraction, exponent = np.frexp(magnitude)
-exponent = exponent - 1 + fmt.bias
-subnormal = (exponent < 1) | (magnitude == 0)
-mantissa = np.where(subnormal, magnitude / 2.0 ** (1 - fmt.bias - m), (2 * fraction - 1) * 2**m)
-code = np.where(subnormal, 0, exponent) * 2**m + mantissa.astype(np.int64)
-code = np.where(np.isinf(x), top << m, code)
-code = np.where(np.isnan(x), (top << m) + 1, code)
-return code + (np.signbit(x).astype(np.int64) << (fmt.bits - 1))
-"""
-_ROUND = """
-gap = formats.spacing(np.clip(x, -fmt.max, fmt.max), fmt)
-rounded = np.rint(x / gap) * gap
-return np.where(np.abs(rounded) > fmt.max, np.copysign(np.inf, x), rounded)
-"""
-_SUM = """
-total = torch.zeros((), dtype=torch.float16)
-lost = torch.zeros((), dtype=torch.float16)
-for v in values:
-    y = v - lost
-    t = total + y
-    lost = (t - total) - y
-    total = t
-return total
-"""
+LAB = "01-floating-point"
+_answers = Answers(LAB)
+_wrong = _answers.wrong
+
+BOTH, HIDDEN = ("test", "hidden"), ("hidden",)
+
+_DECODE, _ENCODE, _ROUND, _SUM = (_answers.right(e) for e in ("ex1-decode", "ex4-encode", "ex3-round", "ex6-sum"))
 
 
 def _changed(code: str, old: str, new: str) -> str:
@@ -54,6 +23,14 @@ def _changed(code: str, old: str, new: str) -> str:
 def _both(exercise: str) -> list[str]:
     return [f"{exercise}-test", f"{exercise}-hidden"]
 
+
+RIGHT = {
+    "decode-by-loop": ("ex1-decode", whole01.DECODE_BY_LOOP),
+    "round-infinity-from-x": ("ex3-round", whole01.INFINITY_FROM_X),  # inf times 0 where np.where takes the other
+    "round-by-floor": ("ex3-round", whole01.BY_FLOOR),  # inf minus inf, put right in the end
+    "encode-chooses-last": ("ex4-encode", whole01.CHOOSES_LAST),  # casts NaN to an integer, and takes it nowhere
+    "stochastic-binomial": ("ex5-stochastic", whole01.BINOMIAL),
+}
 
 MUTANTS = {
     "decode-bias-off-by-one": {
@@ -86,6 +63,13 @@ MUTANTS = {
         "loses": ["ex1-decode-hidden"],
         "why": "0 - 0.0 is +0.0: the sign of zero is gone.",
     },
+    "decode-in-float32": _wrong(
+        "ex1-decode",
+        BOTH,
+        "The values fit float32, and float64 was asked for.",
+        "-value, value)",
+        "-value, value).astype(np.float32)",
+    ),
     "spacing-rounded-logarithm": {
         "exercise": "ex2-spacing",
         "code": """
@@ -119,6 +103,9 @@ MUTANTS = {
         "loses": _both("ex2-spacing"),
         "why": "frexp gives zero the exponent 0, so that the gap at 0 comes out as the gap at 1/2.",
     },
+    "spacing-along-a-line": _wrong(
+        "ex2-spacing", HIDDEN, "The loop knows one dimension only.", code=whole01.ALONG_A_LINE
+    ),
     "round-truncates": {
         "exercise": "ex3-round",
         "code": _changed(_ROUND, "np.rint(x / gap)", "np.trunc(x / gap)"),
@@ -185,6 +172,13 @@ MUTANTS = {
         "loses": ["ex4-encode-hidden"],
         "why": "NaN gets the code of infinity; its mantissa must not be zero.",
     },
+    "encode-in-int32": _wrong(
+        "ex4-encode",
+        BOTH,
+        "The codes are right, and int64 was asked for.",
+        "return code + (np.signbit(x).astype(np.int64) << (fmt.bits - 1))",
+        "return (code + (np.signbit(x).astype(np.int64) << (fmt.bits - 1))).astype(np.int32)",
+    ),
     "stochastic-coin-flip": {
         "exercise": "ex5-stochastic",
         "code": """
@@ -231,6 +225,22 @@ MUTANTS = {
         "loses": ["ex5-stochastic-hidden"],
         "why": "A generator of its own ignores the seed: no run can be repeated.",
     },
+    "stochastic-rows-alike": _wrong(
+        "ex5-stochastic", HIDDEN, "Each row gets the draws of the first.", "x.shape", "x.shape[-1:]"
+    ),
+    "stochastic-copied-generator": _wrong(
+        "ex5-stochastic",
+        HIDDEN,
+        "The caller's generator stays where it was: each call draws the same numbers again.",
+        code=whole01.COPIED_GENERATOR,
+    ),
+    "stochastic-percents": _wrong(
+        "ex5-stochastic",
+        HIDDEN,
+        "Dice with a hundred sides: what is less than half a percent away never moves.",
+        "rng.random(x.shape) < quanta - down",
+        "rng.integers(0, 100, x.shape) < np.round(100 * (quanta - down))",
+    ),
     "sum-naive": {
         "exercise": "ex6-sum",
         "code": """

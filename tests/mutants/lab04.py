@@ -1,10 +1,11 @@
 """Wrong answers to lab 04 that look right: each loses exactly the graded cells named here.
 
-Most are the lab's own solution with a piece or two replaced.
+Most are the lab's own solution with a piece or two replaced; `whole04` holds those that share nothing with it.
 """
 
 from __future__ import annotations
 
+from . import whole04
 from .answers import Answers
 
 LAB = "04-memory-anatomy"
@@ -13,36 +14,6 @@ _wrong = Answers(LAB).wrong
 STAYS, KEPT, BLOCK = "ex1-stays", "ex2-kept", "ex3-block"
 PEAK, TALKS = "ex4-peak", "ex5-conversations"
 BOTH, HIDDEN = ("test", "hidden"), ("hidden",)
-
-
-_KEPT_BY_EACH = """
-total, passes = 0, False
-for operation in chain:
-    if isinstance(operation, tuple):
-        _, out, trains = operation
-        total += width * trains
-        passes = passes or trains
-        width = out
-    elif passes and operation != "double":
-        total += width
-return 4 * n * total
-"""
-_KEPT_MEASURED = """
-import torch
-x, total = torch.zeros(n, width), 0
-return x.nbytes
-"""
-_STAYS_BY_LABKIT = """
-real, _ = made(model, itemsize=itemsize, optimizer=optimizer, master=master)
-return predict.standing(real, 1) | {"gradients": predict.gradients(real, 1)}
-"""
-_PEAK_SUM_OF_ALL = """
-kept = model.layers * block + 12 * tokens * model.vocab
-return dict.fromkeys(MOMENTS, sum(stays.values()) + kept)
-"""
-_PEAK_LORE = """
-return dict.fromkeys(MOMENTS, sum(stays.values()))
-"""
 
 # fmt: off
 MUTANTS = {
@@ -102,10 +73,10 @@ MUTANTS = {
         "return {", "_ = {"),
     "stays-by-labkit": _wrong(
         STAYS, BOTH, "Asks labkit's own formula, which is switched off.",
-        code=_STAYS_BY_LABKIT),
+        code=whole04.STAYS_BY_LABKIT),
     "kept-by-each": _wrong(
         KEPT, BOTH, "Adds up what each operation keeps: a tensor that two of them keep is counted twice.",
-        code=_KEPT_BY_EACH),
+        code=whole04.KEPT_BY_EACH),
     "kept-frozen-keeps-its-input": _wrong(
         KEPT, BOTH, "A frozen layer has no use for its input.",
         "if trains:", "if trains or passes:"),
@@ -141,7 +112,13 @@ MUTANTS = {
         "4 * n * sum", "n * sum"),
     "kept-measured": _wrong(
         KEPT, BOTH, "Makes a tensor to find out how large a tensor is.",
-        code=_KEPT_MEASURED),
+        code=whole04.KEPT_MEASURED),
+    "kept-output-still-stored": _wrong(
+        KEPT, HIDDEN, "A flag that the last output is stored, which double does not clear: 2x is a tensor of its own.",
+        code=whole04.KEPT_BY_A_FLAG),
+    "kept-double-makes-no-tensor": _wrong(
+        KEPT, HIDDEN, "Passes over double as if the operation behind it read what double read.",
+        code=whole04.KEPT_THROUGH_DOUBLE),
     "block-as-floats": _wrong(
         BLOCK, BOTH, "Bytes are whole numbers.",
         "return 2 *", "return 2.0 *"),
@@ -207,10 +184,10 @@ MUTANTS = {
         "12 * tokens", "3 * itemsize * tokens"),
     "peak-everything-at-once": _wrong(
         PEAK, BOTH, "Adds up gradients and activations, which are not there at the same time.",
-        code=_PEAK_SUM_OF_ALL),
+        code=whole04.PEAK_SUM_OF_ALL),
     "peak-without-activations": _wrong(
         PEAK, BOTH, "Bytes a parameter, and nothing that depends on the text.",
-        code=_PEAK_LORE),
+        code=whole04.PEAK_LORE),
     "peak-one-block": _wrong(
         PEAK, BOTH, "The activations of one block.",
         "model.layers * block", "block"),

@@ -1,4 +1,4 @@
-"""Wrong answers to lab 05 that look right: each loses exactly the graded cells named here.
+"""Wrong answers to lab 05 that look right: each loses exactly the graded cells named here. RIGHT ones lose nothing.
 
 Most are the lab's own solution with a piece or two replaced; `whole05` holds those that share nothing with it.
 """
@@ -9,11 +9,18 @@ from . import whole05
 from .answers import Answers
 
 LAB = "05-compute-for-memory"
-_wrong = Answers(LAB).wrong
+_answers = Answers(LAB)
+_wrong = _answers.wrong
 
 CHECKPOINT, SEQUENCE, PLAN = "ex1-checkpoint", "ex2-sequence", "ex3-plan"
 ACCUMULATE, OFFLOAD = "ex4-accumulate", "ex5-offload"
 BOTH, HIDDEN, VISIBLE = ("test", "hidden"), ("hidden",), ("test",)
+
+RIGHT = {
+    "sequence-in-two-steps": (SEQUENCE, whole05.IN_TWO_STEPS),
+    "accumulate-float-of-the-loss": (ACCUMULATE, _answers.right(ACCUMULATE).replace("part.item()", "float(part)")),
+    "offload-own-context": (OFFLOAD, whole05.OWN_CONTEXT),
+}
 
 # fmt: off
 MUTANTS = {
@@ -73,6 +80,13 @@ MUTANTS = {
         "y.backward(gradient)",
         "weights = getattr(function, 'parameters', list)()\n"
         "        torch.autograd.backward(y, gradient, inputs=[x, *weights])"),
+    "checkpoint-keeps-the-result": _wrong(
+        CHECKPOINT, HIDDEN, "Keeps the result beside x: it stays alive when nobody else holds it.",
+        "return function(x)\n", "y = function(x)\n        ctx.save_for_backward(x, y)\n        return y\n"),
+    "checkpoint-random-numbers-of-modules": _wrong(
+        CHECKPOINT, HIDDEN, "Takes the generator's state for modules alone: a lambda may draw as well.",
+        "torch.get_rng_state()", "torch.get_rng_state() if isinstance(function, nn.Module) else None",
+        "torch.set_rng_state(ctx.state)", "if ctx.state is not None:\n                torch.set_rng_state(ctx.state)"),
     "sequence-late-binding": _wrong(
         SEQUENCE, BOTH, "Each run looks its layers up when it is called: in the backward pass all are the last one's.",
         "def run(x, part=layers[start:end]):\n        for layer in part:",
@@ -205,6 +219,18 @@ MUTANTS = {
     "offload-weights-by-address": _wrong(
         OFFLOAD, HIDDEN, "The address where a tensor begins: a chunk of a fused weight begins elsewhere, and is sent.",
         "tensor.untyped_storage().data_ptr() in weights", "tensor.data_ptr() in weights"),
+    "offload-frozen-weights": _wrong(
+        OFFLOAD, HIDDEN, "A frozen weight is a weight: it needs no gradient, and what lies before it needs the weight.",
+        "model.parameters()", "model.parameters() if p.requires_grad"),
+    "offload-weights-of-some-layers": _wrong(
+        OFFLOAD, HIDDEN, "Knows the weights of linear layers and norms, and no parameter outside of them.",
+        "for p in model.parameters()",
+        "for m in model.modules() if isinstance(m, (nn.Linear, nn.LayerNorm)) for p in m.parameters()"),
+    "offload-keeps-what-came-back": _wrong(
+        OFFLOAD, HIDDEN, "Keeps all that it has fetched: at the end of the backward pass everything is there again.",
+        "weights = {", "back, weights = {}, {", "return kept if torch.is_tensor(kept) else host.get(kept)",
+        "if not torch.is_tensor(kept) and kept not in back:\n        back[kept] = host.get(kept)\n"
+        "    return kept if torch.is_tensor(kept) else back[kept]"),
     "offload-storage-size": _wrong(
         OFFLOAD, HIDDEN, "Compares the storage's size with the limit: small views of large storages are sent.",
         "tensor.nbytes < min_bytes", "tensor.untyped_storage().nbytes() < min_bytes"),
