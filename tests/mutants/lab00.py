@@ -8,15 +8,84 @@ from .answers import Answers
 LAB = "00-start-here"
 _wrong = Answers(LAB).wrong
 
-HIDDEN = ("hidden",)
+BATCH = "ex1-padded-batch"
+BOTH, HIDDEN = ("test", "hidden"), ("hidden",)
+
+_MASK = "(torch.arange(width) < lengths[:, None]).long()"
+_EMPTY = (
+    'if not all(len(row) for row in sequences):\n    raise ValueError("an empty row would be nothing but padding")\n'
+)
+_CUT = "rows = [list(row)[-max_length:] for row in sequences]"
+_PADDED = "input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])"
+_PADDED_THERE = "for row in rows:\n    row += [pad_id] * (width - len(row))\ninput_ids = torch.tensor(rows)"
 
 RIGHT = {
-    "batch-filled-row-by-row": ("ex1-padded-batch", whole00.FILLED_ROW_BY_ROW),
+    "batch-filled-row-by-row": (BATCH, whole00.FILLED_ROW_BY_ROW),
     "scores-by-gather": ("ex2-class-scores", whole00.BY_GATHER),
     "scores-by-logarithms": ("ex2-class-scores", whole00.BY_LOGARITHMS),
 }
 
-MUTANTS = whole00.PADDED_BATCH | {
+MUTANTS = {
+    "mask-from-pad-id": _wrong(
+        BATCH,
+        HIDDEN,
+        "masks real tokens whose id equals the padding id, as with GPT-2's end-of-text",
+        _MASK,
+        "(input_ids != pad_id).long()",
+    ),
+    "keeps-the-start": _wrong(
+        BATCH, BOTH, "cuts off the words that ask the question", "[-max_length:]", "[:max_length]"
+    ),
+    "pads-to-max-length": _wrong(
+        BATCH,
+        BOTH,
+        "computes on columns that hold padding in every row",
+        "width = int(lengths.max())",
+        "width = max_length",
+    ),
+    "last-is-the-length": _wrong(
+        BATCH, BOTH, "points one past the last token: at padding, or outside the tensor", "lengths - 1", "lengths"
+    ),
+    "lengths-before-cutting": _wrong(
+        BATCH,
+        HIDDEN,
+        "`last` points past the end of a row that was cut",
+        "[len(row) for row in rows]",
+        "[len(row) for row in sequences]",
+        "int(lengths.max())",
+        "max(len(row) for row in rows)",
+    ),
+    "padding-counts-as-real": _wrong(
+        BATCH, BOTH, "a mask of ones lets the model attend to padding", _MASK, "torch.ones_like(input_ids)"
+    ),
+    "pads-in-place": _wrong(
+        BATCH,
+        HIDDEN,
+        "changes the caller's lists, so a second batch from them has padding for tokens",
+        _CUT,
+        "rows = sequences\nfor row in rows:\n    del row[:-max_length]",
+        _PADDED,
+        _PADDED_THERE,
+    ),
+    "row-of-padding": _wrong(
+        BATCH, HIDDEN, "an empty row passes, with a last position of -1: the last column", _EMPTY, ""
+    ),
+    "short-row-cut": _wrong(
+        BATCH,
+        HIDDEN,
+        "a start below 0 counts from the end: 3 tokens of at most 4 become 1",
+        "[-max_length:]",
+        "[len(row) - max_length :]",
+    ),
+    "pads-short-rows-in-place": _wrong(
+        BATCH,
+        HIDDEN,
+        "copies the rows that it cuts, and pads the caller's own lists where it cuts nothing",
+        _CUT,
+        "rows = [row[-max_length:] if len(row) > max_length else row for row in sequences]",
+        _PADDED,
+        _PADDED_THERE,
+    ),
     "last-column": {
         "exercise": "ex2-class-scores",
         "code": """
