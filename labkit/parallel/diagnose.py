@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.parallel.folder import Folder
-from labkit.parallel.stacks import Position, position
+from labkit.parallel.stacks import Position, position, tells
 from labkit.parallel.traces import difference, named, pending
 
 # What a rank says whose peer is gone; never the cause.
@@ -162,8 +162,18 @@ def hanging(folder: Folder, ranks: int, why: str) -> Report:
 
 def where(folder: Folder, rank: int) -> Position:
     """Where `rank` said that it is."""
+    return position(*_dump(folder, rank))
+
+
+def told_where(folder: Folder, rank: int) -> bool:
+    """Whether `rank` has said where it is."""
+    return tells(*_dump(folder, rank))
+
+
+def _dump(folder: Folder, rank: int) -> tuple[str, int]:
+    """The stacks that `rank` wrote, and which thread runs the user's code."""
     state = folder.read_json(folder.of(rank, "state")) or {}
-    return position(folder.read_text(folder.of(rank, "stack")), state.get("thread", 0))
+    return folder.read_text(folder.of(rank, "stack")), state.get("thread", 0)
 
 
 def _waiting(ranks: list[int], waits: dict[int, str], places: dict[int, Position]) -> str:

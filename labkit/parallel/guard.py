@@ -24,7 +24,6 @@ from multiprocessing.process import BaseProcess
 
 from labkit.parallel import diagnose
 from labkit.parallel.folder import REPORT, Folder
-from labkit.parallel.stacks import tells
 from labkit.parallel.system import exit_status, kill_descendants, seconds_of_work, signal_main_thread
 
 _POLL_S = 0.03
@@ -94,7 +93,7 @@ class Guard(threading.Thread):
         bad = any(status != 0 for _, status in self.deaths.values())
         if bad and self._give_up is None:
             self._give_up = time.monotonic() + _GRACE_S
-            self._ask_for_traces()
+            self._ask("SIGUSR2")
 
     def _status(self, pid: int) -> int | None:
         try:
@@ -111,11 +110,13 @@ class Guard(threading.Thread):
     def _living(self) -> dict[int, int]:
         return {rank: pid for rank, pid in self._pids.items() if rank not in self.deaths}
 
-    def _ask_for_traces(self) -> None:
-        if hasattr(signal, "SIGUSR2"):
-            for pid in self._living().values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR2)
+    def _ask(self, name: str, send: Callable[[int, int], None] = os.kill) -> None:
+        """Send the signal of this name to all ranks that live, where the system has it: Windows does not."""
+        if not hasattr(signal, name):
+            return
+        for pid in self._living().values():
+            with contextlib.suppress(ProcessLookupError):
+                send(pid, getattr(signal, name))
 
     def _hanging(self, why: str) -> Callable[[], diagnose.Report]:
         def report() -> diagnose.Report:
@@ -129,23 +130,17 @@ class Guard(threading.Thread):
             with contextlib.suppress(OSError):
                 os.truncate(self._folder.of(rank, "stack"), 0)
             self._folder.of(rank, "trace").unlink(missing_ok=True)
-        if hasattr(signal, "SIGUSR1"):
-            for pid in self._living().values():
-                signal_main_thread(pid, signal.SIGUSR1)
+        self._ask("SIGUSR1", signal_main_thread)
         until = time.monotonic() + _ANSWER_S
-        self._wait_for(self._told_its_stack, until)
+        self._wait_for(lambda rank: diagnose.told_where(self._folder, rank), until)
         # Only then: the thread that tells the traces would run while the stacks, its own among them, are read.
-        self._ask_for_traces()
+        self._ask("SIGUSR2")
         self._wait_for(lambda rank: self._folder.of(rank, "trace").exists(), until + _ANSWER_S)
 
     def _wait_for(self, answered: Callable[[int], bool], until: float) -> None:
         while time.monotonic() < until and not all(map(answered, self._living())):
             time.sleep(_POLL_S)
         time.sleep(_POLL_S)
-
-    def _told_its_stack(self, rank: int) -> bool:
-        state = self._folder.read_json(self._folder.of(rank, "state")) or {}
-        return tells(self._folder.read_text(self._folder.of(rank, "stack")), state.get("thread", 0))
 
     def _look_for_stall(self, now: float) -> None:
         living = self._living()
