@@ -14,7 +14,7 @@ from torch import Tensor
 from labkit.bench.ranks import settle
 from labkit.bench.steps import configuration, median_ms
 from labkit.ledger import storage_bytes
-from labkit.parallel.group import device
+from labkit.parallel.group import device, ranks_mesh
 from labkit.parallel.pipeline import Pipeline
 from labkit.parallel.pipeline_schedule import Ran
 from labkit.parallel.pipeline_stage import Stage
@@ -160,11 +160,9 @@ def _tensor(model: Any, setting: Setting, batch: dict[str, Tensor]) -> Made:
 
 def _torchs_tensor(model: Any, setting: Setting, batch: dict[str, Tensor]) -> Made:
     """torch's plan for a Llama, each block's input prepared once; the loss on logits that stay cut."""
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
 
-    mesh = init_device_mesh(device().type, (dist.get_world_size(),))
-    cut = parallelize_module(model, mesh, torchs_plan(model.config.num_hidden_layers))
+    cut = parallelize_module(model, ranks_mesh(), torchs_plan(model.config.num_hidden_layers))
     targets = F.pad(batch["labels"], (0, 1), value=-100)[..., 1:].flatten()
 
     def run() -> None:

@@ -34,7 +34,7 @@ from labkit.errors import LabError
 from labkit.ledger.shapes import Architecture
 from labkit.memory.checkpointed import checkpoint_layers, decoder_layers
 from labkit.methods import FirstOrder
-from labkit.parallel.group import device
+from labkit.parallel.group import device, ranks_mesh
 from labkit.parallel.sharded_weights import allocate, fill
 from labkit.parallel.zero_torch import TorchFsdp2
 from labkit.tasks import Task
@@ -113,11 +113,12 @@ class FsdpLora(TorchFsdp2):
 
         narrow = None if self.weights == "float32" else getattr(torch, self.weights)
         policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
+        how: dict[str, Any] = {"mesh": ranks_mesh(), "mp_policy": policy}
         if self.checkpointed:
             checkpoint_layers(model)
         for layer in decoder_layers(model)[2]:
-            fully_shard(layer, reshard_after_forward=self.reshard, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+            fully_shard(layer, reshard_after_forward=self.reshard, **how)
+        fully_shard(model, **how)
         return model
 
     def _read(self) -> dict[str, Tensor] | None:

@@ -10,12 +10,16 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from labkit.errors import LabError
 from labkit.machine import Machine
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def choose_device(ranks: int, wanted: str | None = None) -> str:
@@ -51,6 +55,17 @@ def device() -> torch.device:
     if dist.is_initialized() and "nccl" in dist.get_backend():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def ranks_mesh() -> DeviceMesh:
+    """All ranks in a row, on the devices that they compute on.
+
+    Torch's functions take the machine's accelerator where no mesh is given, also if the ranks run on the CPU because
+    there are more of them than GPUs.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device().type, (dist.get_world_size(),))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from labkit.memory.checkpointed import decoder_layers
 from labkit.methods import FullFineTuning
 from labkit.numerics.products import products_in
 from labkit.parallel.data import shard_batch
-from labkit.parallel.group import device
+from labkit.parallel.group import device, ranks_mesh
 from labkit.parallel.zero import FORMATS
 from labkit.tasks import Batch, Task
 
@@ -172,10 +172,10 @@ class TorchFsdp2(TorchSharded):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         dtype = None if self.weights == "float32" else getattr(torch, self.weights)
-        policy = MixedPrecisionPolicy(param_dtype=dtype)
+        how: dict[str, Any] = {"mesh": ranks_mesh(), "mp_policy": MixedPrecisionPolicy(param_dtype=dtype)}
         for layer in decoder_layers(model)[2]:
-            fully_shard(layer, reshard_after_forward=self.reshard, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+            fully_shard(layer, reshard_after_forward=self.reshard, **how)
+        fully_shard(model, **how)
         return model
 
     def computing(self) -> Any:
