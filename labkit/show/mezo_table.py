@@ -69,7 +69,10 @@ def paper_rows(rows: Rows) -> list[dict[str, Any]]:
 
 
 def learned_rows(rows: Rows) -> list[dict[str, Any]]:
-    """Of table `mezo-accuracy`: accuracy at the end by method, mean and standard deviation over seeds, in percent."""
+    """Of table `mezo-accuracy`: accuracy at the end by method, mean and standard deviation over seeds, in percent.
+
+    "peak" is the most that the training allocated, in MiB.
+    """
     found = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -83,6 +86,7 @@ def learned_rows(rows: Rows) -> list[dict[str, Any]]:
                 "± over seeds": None if spread is None else round(spread, 1),
                 "steps": last,
                 "seconds": own[-1].get("seconds"),
+                "peak": own[-1].get("peak_allocated_mib"),
                 "learning rate": own[-1].get("learning_rate"),
             }
         )
@@ -102,7 +106,7 @@ def curves_figure(rows: Rows) -> Figure:
     names = [name for name in CURVES if any(row["method"] == name for row in rows)]
     if not names:
         raise LabError("The rows have no curve to draw.", "Record the table again: labkit bench mezo-accuracy.")
-    fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.6), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.9), sharey=True, layout="constrained")
     for name, colour, dash in zip(names, CYCLE, DASHES, strict=False):
         points = _by_step([row for row in rows if row["method"] == name])
         means = [100 * statistics.fmean(values) for values, _ in points.values()]
@@ -113,11 +117,11 @@ def curves_figure(rows: Rows) -> Figure:
     for row in learned_rows(rows):
         if row["method"] in LINES:
             axes[0].axhline(row["accuracy"], color="0.5", linewidth=0.8, linestyle=":")
-            axes[0].annotate(row["method"], (0.99, row["accuracy"]), xycoords=("axes fraction", "data"), ha="right",
+            axes[0].annotate(row["method"], (0.01, row["accuracy"]), xycoords=("axes fraction", "data"),
                              va="bottom", fontsize="x-small")  # fmt: skip
     axes[0].set(xlabel="steps", ylabel="accuracy on the test sentences (%)", xscale="log")
     axes[1].set(xlabel="seconds in steps", xscale="log")
-    axes[1].legend(fontsize="small", loc="lower right")
+    fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize="small")
     fig.suptitle(curves_finding(rows), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
 
@@ -133,8 +137,11 @@ def _by_step(rows: Rows) -> dict[int, tuple[list[float], float]]:
 def curves_finding(rows: Rows) -> str:
     """MeZO's end against the prompt alone, and against fine-tuning."""
     found = {row["method"]: row for row in learned_rows(rows)}
-    parts = [f"{name} {found[name]['accuracy']:.1f} %" for name in ("zero-shot", "mezo", "full") if name in found]
-    return f"Accuracy at the end: {', '.join(parts)}"
+    if not {"zero-shot", "mezo", "full"} <= set(found):
+        return "Accuracy at the end: " + ", ".join(f"{name} {row['accuracy']:.1f} %" for name, row in found.items())
+    before, mezo, full = (found[name] for name in ("zero-shot", "mezo", "full"))
+    ends = f"Prompt alone {before['accuracy']:.1f} %, MeZO {mezo['accuracy']:.1f} %"
+    return f"{ends}, full {full['accuracy']:.1f} % in {100 * full['seconds'] / mezo['seconds']:.0f} % of MeZO's time"
 
 
 def curves_words(rows: Rows) -> str:
