@@ -215,6 +215,7 @@ def _do(
     try:
         failures = _grade_all(book, store, todo, run, workers, terminal)
     except (KeyboardInterrupt, SystemExit):
+        book.let_go()
         terminal.print(_stopped(store, todo), soft_wrap=True)
         raise
     return report(book, lab, store, failures, absent, terminal)

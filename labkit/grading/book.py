@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NOTEBOOK = "lab"  # the name under which nbgrader keeps each lab's one notebook
 _SETTINGS = "nbgrader_config.py"
 _SIGNAL = 128  # what a signal adds to its number in an exit code
+_LOCKED_S = 60
 
 
 class Book:
@@ -53,7 +54,7 @@ class Book:
         # nbgrader starts `alembic` by name when it makes a database, and an environment need not be activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self._courses = nbgrader_courses()(config=self.config)
-        self.url: str = self._courses.db_url
+        self._courses.db_url = self.url = _patient(self._courses.db_url)
 
     @property
     def labs(self) -> list[str]:
@@ -99,6 +100,12 @@ class Book:
 
         with _quiet(), Gradebook(self.url, self._courses.course_id) as gradebook:
             yield gradebook
+
+    def let_go(self) -> None:
+        """Close what an interrupted command has left open: a change that was begun locks the database for others."""
+        from sqlalchemy.orm import close_all_sessions
+
+        close_all_sessions()
 
     def converter(self, kind: type[BaseConverter], lab: str, student: str = "*") -> BaseConverter:
         """One of nbgrader's converters, or a kind of ours, set to a lab and a student (all by default)."""
@@ -188,6 +195,11 @@ def _is_error(line: str) -> bool:
     """Whether a line of a log is the end of a traceback: `KeyError: …`."""
     head = line.split(":")[0]
     return ":" in line and head[:1].isupper() and head.replace(".", "").isidentifier()
+
+
+def _patient(url: str) -> str:
+    """A database that another program changes is waited for: the formgrader may be open, and SQLite waits 5 s."""
+    return f"{url}?timeout={_LOCKED_S}" if url.startswith("sqlite:///") and "?" not in url else url
 
 
 @contextlib.contextmanager

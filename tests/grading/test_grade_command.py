@@ -7,6 +7,7 @@ import signal
 import threading
 
 import pytest
+from nbgrader.api import Gradebook, Student
 
 from labkit.commands.grade import again, grade
 from labkit.errors import LabError
@@ -81,6 +82,27 @@ def test_what_was_stopped_goes_on_with_nothing_lost_or_run_twice(course, folder,
     with pytest.raises(KeyboardInterrupt):
         again(NAME, "ex1", course.root)
     assert "The same command runs them for all again." in capsys.readouterr().out
+
+
+def test_a_stop_amid_a_record_leaves_the_gradebook_free(course, folder, engine, monkeypatch):
+    from labkit.grading import record as recording
+
+    path, _ = folder
+    left, whole = [], recording.record
+
+    def cut_off(book, submission, *found):
+        left.append(Gradebook(book.url))
+        left[0].add_student(f"half of {submission.student}")
+        left[0].db.add(Student(id="begun and not committed"))
+        left[0].db.flush()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recording, "record", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        grade(NAME, path, course.root)
+    monkeypatch.setattr(recording, "record", whole)
+    assert grade(NAME, path, course.root) == 0
+    assert totals(course) == {"ada": "3", "bob": "1", "cyd": "0"}
 
 
 def test_an_outcome_that_was_not_recorded_is_recorded_without_running(course, folder, engine):
