@@ -59,7 +59,8 @@ def launch(
     """Run `fn(*args)` on `world_size` ranks of this machine; what each returned, in the order of ranks.
 
     In a rank the default process group exists, on NCCL with `cuda:LOCAL_RANK` or on gloo; torch's seed is 0 and
-    OMP_NUM_THREADS is 1. Tensors return on the CPU. However a launch ends, its processes end with it.
+    OMP_NUM_THREADS is this rank's share of the cores. Tensors return on the CPU. However a launch ends, its processes
+    end with it.
 
     Args:
         fn: a function at the top of a module or of a notebook's cell.

@@ -22,6 +22,7 @@ from labkit.parallel.diagnose import Report
 from labkit.parallel.folder import SETTINGS, Folder
 from labkit.parallel.guard import Guard
 from labkit.parallel.system import adopt_orphans
+from labkit.probe import cores
 
 # A launch inside another's rank, or under torchrun, is a launch of its own.
 _FOREIGN = ["RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"]
@@ -51,7 +52,7 @@ def main() -> None:
 def _set_environment(settings: dict[str, Any]) -> None:
     for name in [*_FOREIGN, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
         os.environ.pop(name, None)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // settings["ranks"]))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault(traces.VARIABLE, traces.LENGTH)
     # is_available would otherwise wake CUDA, after which this process must not fork.

@@ -116,7 +116,8 @@ def curves_figure(rows: Rows) -> Figure:
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     for row in learned_rows(rows):
         if row["method"] in LINES:
-            axes[0].axhline(row["accuracy"], color="0.5", linewidth=0.8, linestyle=":")
+            for axis in axes:
+                axis.axhline(row["accuracy"], color="0.5", linewidth=0.8, linestyle=":")
             axes[0].annotate(row["method"], (0.01, row["accuracy"]), xycoords=("axes fraction", "data"),
                              va="bottom", fontsize="x-small")  # fmt: skip
     axes[0].set(xlabel="steps", ylabel="accuracy on the test sentences (%)", xscale="log")
