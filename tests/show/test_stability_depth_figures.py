@@ -127,7 +127,8 @@ def test_the_update_figure_has_a_panel_a_depth_and_a_mark_for_each_setting_with_
     assert len(deep.collections) == 4  # one of five has no loss
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["8 layers", "64 layers"]
     assert fig.get_suptitle() == "A seed fails after a first update of 0.12, all learn after one of 1.2"
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["pre-ln", "post-ln", "deepnorm-glm"]
+    norms = ["pre-ln", "post-ln", "deepnorm-glm"]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == [*norms, "hollow: a seed failed"]
     assert [line.get_ydata()[0] for ax in fig.axes for line in ax.lines] == [3.1, 3.1]
     assert figures.update_words([row_of()]) == "All seeds learn after a first update of 0.5"
     assert figures.update_words([row_of(learns=0, stuck=3)]) == "A seed fails after a first update of 0.5"
