@@ -221,7 +221,7 @@ def update_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 ax.scatter(row["update"], row["loss"], label=row["norm"], **style)
                 shown.add(row["norm"])
         ax.axhline(rows[0]["unigram_loss"], color=PALETTE["grey"], linewidth=1)
-        ax.set(xscale="log", xlabel="change by the first step (of 1)")
+        ax.set(xscale="log", xlabel="change by the first step")
         ax.set_title(f"{layers} layers", fontsize="small")
     axes[0, 0].set_ylabel("loss at the end (nats a byte)")
     words = axes[0, 0].get_yaxis_transform()  # across the axis, whatever its scale
