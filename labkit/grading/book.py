@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NOTEBOOK = "lab"  # the name under which nbgrader keeps each lab's one notebook
 _SETTINGS = "nbgrader_config.py"
 _SIGNAL = 128  # what a signal adds to its number in an exit code
-_LOCKED_S = 60
+_LOCKED_S = 60  # seconds that a change of the database waits for another program's
 
 
 class Book:
