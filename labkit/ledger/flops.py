@@ -20,7 +20,7 @@ from labkit.ledger.case import Case
 
 def forward(case: Case) -> int:
     """Operations of the blocks' and the head's products in one forward pass."""
-    return _products(case) + _scores(case) + _head(case)
+    return _products(case) + _scores(case) + head(case)
 
 
 def step(case: Case) -> int:
@@ -30,7 +30,7 @@ def step(case: Case) -> int:
     frozen, products, scores = case.train == "lora", _products(case), _scores(case)
     adapters = _adapters(case) if frozen else 0
     again = products + scores + adapters - case.segments * _last_product(case) if case.segments else 0
-    backward = products * (1 if frozen else 2) + 2 * scores + _head(case) * (1 if frozen else 2)
+    backward = products * (1 if frozen else 2) + 2 * scores + head(case) * (1 if frozen else 2)
     whole = forward(case) + backward + again + adapters * 3
     return whole - _asleep(case) + _norms(case) * (2 if case.segments else 1) if frozen else whole
 
@@ -77,7 +77,8 @@ def _scores(case: Case) -> int:
     return 4 * case.seq_len * case.arch.queries * case.tokens * case.arch.layers
 
 
-def _head(case: Case) -> int:
+def head(case: Case) -> int:
+    """Operations of the head's product in one forward pass."""
     return 2 * case.arch.vocab * case.arch.hidden * case.tokens
 
 

@@ -50,29 +50,37 @@ def figure_html(fig: Figure, alt: str) -> str:
 
     if len(alt.split()) < 5:
         raise LabError(f"The alternative text {alt!r} says nothing.", "Describe the finding in a sentence.")
-    _titles_inside(fig)
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 1})  # packed again with fewer colours
+    png = _png(fig)
+    if _titles_made_to_fit(fig):
+        png = _png(fig)
     width = int(fig.get_figwidth() * 100)
     plt.close(fig)
-    data = base64.b64encode(_fewer_colours(buffer.getvalue())).decode()
+    data = base64.b64encode(_fewer_colours(png)).decode()
     return (
         f'<figure style="margin:0"><img alt="{html.escape(alt, quote=True)}" width="{width}" '
         f'src="data:image/png;base64,{data}"></figure>'
     )
 
 
-def _titles_inside(fig: Figure) -> None:
-    """Titles that the figure's edge would cut: a smaller font for one that is too wide, height for one too high."""
-    fig.draw_without_rendering()
+def _png(fig: Figure) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 1})  # packed again with fewer colours
+    return buffer.getvalue()
+
+
+def _titles_made_to_fit(fig: Figure) -> bool:
+    """Whether a title of a figure that was drawn was cut: a smaller font for one too wide, height for one too high."""
+    changed = False
     titles = [text for axis in fig.axes for text in (axis._left_title, axis.title)]  # type: ignore[attr-defined]
     shown = [text for text in (*titles, fig._suptitle) if text is not None and text.get_text()]  # type: ignore[attr-defined]
     for text in shown:
         while text.get_window_extent().x1 > fig.bbox.x1 and text.get_fontsize() > 6:
             text.set_fontsize(0.98 * text.get_fontsize())
+            changed = True
     over = max((text.get_window_extent().y1 - fig.bbox.y1 for text in shown), default=0.0)
     if over > 0:
         fig.set_figheight(fig.get_figheight() + (over + 4) / fig.dpi)
+    return changed or bool(over > 0)
 
 
 def _fewer_colours(png: bytes) -> bytes:

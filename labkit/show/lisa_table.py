@@ -40,8 +40,8 @@ def held(row: Mapping[str, Any]) -> float:
     return sum(row.get(name) or 0.0 for name in HELD)
 
 
-RUN_UNITS = {"accuracy": "%", "±": "points", "loss": "nats", "held": "MiB", "peak": "MiB", "step": "ms"}
-RUN_UNITS |= {"energy": "J a step"}
+RUN_UNITS = {"accuracy": "%", "±": "points", "loss": "nats", "held": "MiB", "peak": "MiB", "step": "ms",
+             "energy": "J a step"}  # fmt: skip
 
 
 def run_rows(rows: Rows) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def curves_figure(rows: Rows) -> Figure:
     names = [name for name in CURVES if any(row["method"] == name for row in rows)]
     if not names:
         raise LabError("The rows have no curve to draw.", "Record the table again: labkit bench mezo-accuracy.")
-    fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.9), sharey=True, layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.9), sharey=True)
     for name, colour, dash in zip(names, CYCLE, DASHES, strict=False):
         points = _by_step([row for row in rows if row["method"] == name])
         means = [100 * statistics.fmean(values) for values, _ in points.values()]

@@ -211,7 +211,6 @@ def update_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     depths = sorted({row["layers"] for row in rows})
     size = (0.8 + min(2.6 * len(depths), 8.2), 3.7)  # no wider than a page, however many depths
     fig, axes = plt.subplots(1, len(depths), figsize=size, squeeze=False, sharex=True, sharey=True)
-    shown = set()
     for ax, layers in zip(axes[0], depths, strict=True):
         for row in rows:
             if row["layers"] == layers and row["loss"] is not None:
@@ -219,13 +218,13 @@ def update_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 face = colour if fate(row)[0] == "learns" else "none"
                 style = {"edgecolors": colour, "facecolors": face, "marker": mark, "s": 30}
                 ax.scatter(row["update"], row["loss"], label=row["norm"], **style)
-                shown.add(row["norm"])
         ax.axhline(rows[0]["unigram_loss"], color=PALETTE["grey"], linewidth=1)
         ax.set(xscale="log", xlabel="change by the first step")
         ax.set_title(f"{layers} layers", fontsize="small")
     axes[0, 0].set_ylabel("loss at the end (nats a byte)")
     words = axes[0, 0].get_yaxis_transform()  # across the axis, whatever its scale
     axes[0, 0].text(0.02, rows[0]["unigram_loss"], "letter frequencies", transform=words, va="bottom", fontsize="small")
+    shown = {row["norm"] for row in rows if row["loss"] is not None}
     ordered = [_mark(*NORM_STYLES[norm][::2], norm) for norm in NORM_STYLES if norm in shown]
     if any(fate(row)[0] != "learns" for row in rows):
         ordered.append(_mark(PALETTE["grey"], "o", "hollow: a seed failed", filled=False))

@@ -71,11 +71,3 @@ def stages() -> dict[str, str]:
     found["rounded anew"] = verdict(check_values, rounded, trained(make(Zero3, weights="bfloat16")()), 0.0)
     found["rounded anew bytes"] = verdict(check_bytes, rounded)
     return found
-
-
-def every_method() -> dict[str, list[float]]:
-    """Two steps of the tiny model by every method that `train` has: its losses."""
-    from labkit.parallel.jobs.train import REPLICATED, SHARDED, Job, trained
-
-    sizes = {"steps": 2, "batch": 4, "seq_len": 32, "tests": 4, "dtype": "float32"}
-    return {name: trained(Job("tiny", name, **sizes)).losses for name in (*REPLICATED, *SHARDED)}
