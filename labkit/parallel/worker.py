@@ -6,6 +6,7 @@ earliest error is then the cause, and the others' are consequences.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import os
@@ -51,6 +52,8 @@ def run(path: str) -> None:
         os._exit(1)
     sys.stdout.flush()
     sys.stderr.flush()
+    if sys.platform != "linux":  # where a rank is spawned and not forked, it would end as `system.leave` says
+        atexit.register(os._exit, 0)
 
 
 def _group(settings: dict[str, Any]) -> contextlib.AbstractContextManager:

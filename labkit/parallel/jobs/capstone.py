@@ -38,6 +38,7 @@ from labkit.parallel.group import device, process_group
 from labkit.parallel.jobs.options import at_least_one, parsed
 from labkit.parallel.progress import report
 from labkit.parallel.sharded_weights import skeleton
+from labkit.parallel.system import leave
 from labkit.tasks import Sentiment
 from labkit.training import order
 
@@ -277,4 +278,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

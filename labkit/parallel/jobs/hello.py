@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from labkit.parallel.group import device, process_group
+from labkit.parallel.system import leave
 
 _TURNS = 5
 
@@ -66,3 +67,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -22,6 +22,7 @@ from labkit.memory.checkpointed import checkpoint_layers
 from labkit.parallel.ddp import DDP, TorchDDP
 from labkit.parallel.group import device, process_group
 from labkit.parallel.jobs.options import at_least_one, parsed
+from labkit.parallel.system import leave
 from labkit.parallel.zero import Zero1, Zero2, Zero3
 from labkit.parallel.zero_torch import TorchFsdp2, TorchZero1
 from labkit.run import Run
@@ -107,4 +108,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
