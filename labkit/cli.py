@@ -125,11 +125,14 @@ def bench_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the rows of a measurement that was cut off.")
     ] = False,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Compute its formulas again; what was measured stays as it is.")
+    ] = False,
 ) -> None:
     """List the reference tables, or measure one again on this machine."""
     from labkit.commands.bench import bench
 
-    raise typer.Exit(bench(table, out, resume))
+    raise typer.Exit(bench(table, out, resume, predict))
 
 
 @app.command("plan")

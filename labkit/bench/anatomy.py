@@ -46,6 +46,7 @@ MASTER = {**BF16, "master": True}
 LORA = {**BF16, "train": "lora"}
 IDLE = {**BF16, "train": "nothing"}
 EVERY = ("q", "k", "v", "o", "up", "down")
+PARTS = ["weights", "master_weights", "optimizer_states", "gradients", "activations", "logits", "buffers", "temporary"]
 ALL = -1  # segments: as many as layers
 
 # Model, batch, tokens, and what differs from fp32 weights, AdamW, flash attention and no checkpointing.
@@ -99,6 +100,27 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
             **_predicted(case, config, spaces),
             **_measured(case, config, scale.device, spaces),
         }
+
+
+def predictions(rows: Sequence[dict]) -> list[dict]:
+    """Formula, trace and residual of rows that were measured over a grid. Raises LabError where they are no grid's."""
+    from labkit.errors import LabError
+    from labkit.ledger import MIB
+
+    device = "cuda" if any(row["workspaces_mib"] for row in rows) else "cpu"
+    grid = GRIDS["small" if device == "cuda" else "tiny"]
+    found = []
+    for row, (model, batch, seq_len, options) in zip(rows, grid, strict=False):
+        config = _config(model)
+        case = _case(config, batch, seq_len, options, device)
+        if not _facts(model, case).items() <= row.items():
+            raise LabError(f"No case of the grid is {row}.", "Measure the table again: labkit bench anatomy.")
+        gone = dict.fromkeys((name for name in row if name.removesuffix("_mib") in PARTS), 0.0)
+        new = gone | _predicted(case, config, round(row["workspaces_mib"] * MIB))
+        if row.get("peak_allocated_mib"):
+            new["residual"] = round(row["peak_allocated_mib"] / new["predicted_mib"] - 1, 4)
+        found.append(new)
+    return found
 
 
 def _config(model: str) -> Any:

@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from labkit.bench.steps import attempt, configuration, draw_tokens, median_ms, rounded
+from labkit.bench.steps import attempt, case_of, configuration, draw_tokens, median_ms, rounded
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,14 @@ def _of_size(scale: Scale, size: dict[str, Any], done: list[dict]) -> Iterator[d
         yield row
     del model
     clear(device)
+
+
+def predictions(rows: Sequence[dict]) -> list[dict]:
+    """The bytes of each row by formula."""
+    from labkit.ledger import MIB
+
+    cases = [case_of(row, [model for model, *_ in PLANS["tiny"]]) for row in rows]
+    return [{name: round(count / MIB, 4) for name, count in _formulas(case).items()} for case in cases]
 
 
 def settings(case: Case) -> Iterator[tuple[str, int]]:
@@ -255,22 +263,23 @@ METHODS: dict[str, Callable[[Any, int], AbstractContextManager]] = {
 }
 
 
-def _row(case: Case, method: str, found: dict[str, float] | None, plain: dict | None, note: str) -> dict[str, Any]:
-    """Formulas beside what was found, and compared with the row of `none`."""
-    from labkit.ledger import MIB
+def _formulas(case: Case) -> dict[str, int]:
+    """What a step needs at its peak and without words' numbers, and what a layer takes in and keeps."""
     from labkit.ledger.predict import predict
     from labkit.ledger.trace import BLOCK
 
-    seen: dict[str, Any] = found or {}
     expected = predict(case, BLOCK if case.device == "cuda" else 1)
-    whole = {
-        "predicted_mib": expected.peak.total,
-        "peak_allocated_mib": seen.get("peak"),
-        "predicted_blocks_mib": _without_words(expected.moments),
-        "peak_blocks_mib": seen.get("blocks"),
-        "kept_mib": seen.get("kept"),
-        **dict(zip(("layer_input_mib", "layer_interior_mib"), _layer(case), strict=True)),
-    }
+    peaks = {"predicted_mib": expected.peak.total, "predicted_blocks_mib": _without_words(expected.moments)}
+    return peaks | dict(zip(("layer_input_mib", "layer_interior_mib"), _layer(case), strict=True))
+
+
+def _row(case: Case, method: str, found: dict[str, float] | None, plain: dict | None, note: str) -> dict[str, Any]:
+    """Formulas beside what was found, and compared with the row of `none`."""
+    from labkit.ledger import MIB
+
+    seen: dict[str, Any] = found or {}
+    measured = {"peak_allocated_mib": seen.get("peak"), "peak_blocks_mib": seen.get("blocks")}
+    whole = {**_formulas(case), **measured, "kept_mib": seen.get("kept")}
     step_ms, loss = rounded(seen.get("step_ms")), seen.get("loss")
     base = plain or ({"step_ms": step_ms, "loss": loss} if method == "none" else {})
     both = step_ms is not None and base.get("step_ms")

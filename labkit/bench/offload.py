@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from labkit.bench.steps import attempt, bus_rates, configuration, is_in, median_ms, rounded
+from labkit.bench.steps import attempt, bus_rates, case_of, configuration, is_in, median_ms, rounded
 
 if TYPE_CHECKING:
     from labkit.bench.offload_steps import Plain
@@ -196,6 +196,15 @@ def _session(todo: list[Setting], plan: Plan, case: Case, config: Any) -> Iterat
             rig.close()
         del rig
         clear(case.device)
+
+
+def predictions(rows: Sequence[dict]) -> list[dict]:
+    """The peak by formula where activations move; for the others nothing is computed again."""
+    from labkit.bench.offload_steps import on_their_way
+
+    tiny = [PLANS["tiny"].model]
+    ours = [on_their_way(case_of(row, tiny)) if row["method"] == OURS_ACTIVATIONS else 0 for row in rows]
+    return [{"predicted_mib": round(peak / MIB, 4)} if peak else {} for peak in ours]
 
 
 def _tried(work: Any, device: str, method: str) -> tuple[Any, str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from labkit.bench.steps import draw_tokens
 from labkit.ledger import optimizer_tensors, storage_bytes
 from labkit.ledger.predict import predict
-from labkit.ledger.trace import BLOCK, Moment, Tracker
+from labkit.ledger.trace import BLOCK, Tracker
 from labkit.memory.buckets import Bucket, Piece, chunks
 from labkit.memory.host_adamw import CHUNK
 from labkit.memory.lanes import Bus
@@ -218,6 +218,16 @@ class OnHost(Plain):
         self.optimizer.close()
 
 
+def on_their_way(case: Case, in_flight: int = 2, prefetch: int = 2) -> int:
+    """The peak of a step whose activations are those that are on their way, each as large as the largest: hardly ever
+    more. The defaults are those of `OffloadedActivations`.
+    """
+    largest = case.tokens * max(case.product * case.arch.ffn, 4 * case.arch.hidden)
+    room = (in_flight + 1 + prefetch) * largest
+    moments = predict(case, BLOCK if case.device == "cuda" else 1).moments
+    return max(m.total - max(0, m.bytes.get("activations", 0) - room) for m in moments)
+
+
 class ActivationsOnHost(Plain):
     """Our `OffloadedActivations` around a plain step.
 
@@ -239,15 +249,8 @@ class ActivationsOnHost(Plain):
         return loss
 
     def predicted(self) -> int:
-        """A step whose activations are those that are on their way, each as large as the largest: hardly ever more."""
-        case = self.case
-        largest = case.tokens * max(case.product * case.arch.ffn, 4 * case.arch.hidden)
-        room = (self.offload.in_flight + 1 + self.offload.prefetch) * largest
-
-        def here(moment: Moment) -> int:
-            return moment.total - max(0, moment.bytes.get("activations", 0) - room)
-
-        return max(map(here, predict(case, self._block()).moments))
+        """Bytes on the device at the peak, by formula."""
+        return on_their_way(self.case, self.offload.in_flight, self.offload.prefetch)
 
     def host_tensors(self) -> list[Tensor]:
         """The pool's slots; all of them between two steps."""

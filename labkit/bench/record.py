@@ -4,7 +4,9 @@ A table NAME is the module `labkit/bench/NAME.py` with `TITLE`, `UNITS` (column 
 a `source`) and `rows(scale)`, a list or a generator; where chance plays a part, `SEEDS` too. It is recorded in
 `data/reference/NAME.json`. While it is measured, the rows so far are kept in `NAME.partial.json` beside it, so that
 what a time limit cuts off is not lost. Where `rows` also takes the rows that are done (`rows(scale, done)`), a
-measurement goes on from there; a row that another machine adds says so in `measured_on`.
+measurement goes on from there; a row that another machine adds says so in `measured_on`. Where a module has
+`predictions(rows)`, which gives the columns of each row that are formulas, these can be computed again when a formula
+changes; what was measured stays, and `predicted` says when that was, and with which torch.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Table:
     units: dict[str, str]
     rows: list[dict]
     published: list[dict] = field(default_factory=list)
+    predicted: dict[str, str] = field(default_factory=dict)
 
     def where(self, **wanted) -> list[dict]:
         """The rows whose columns have these values."""
@@ -50,8 +53,11 @@ class Table:
 
     @property
     def origin(self) -> str:
-        """Where and when it was measured, in one line."""
-        return f"{self.machine}; {self.date[:10]}"
+        """Where and when it was measured, in one line, and when its formulas were computed, if later."""
+        words = f"{self.machine}; {self.date[:10]}"
+        if not self.predicted:
+            return words
+        return f"{words}; predictions of {self.predicted['date'][:10]}, torch {self.predicted['torch']}"
 
     def show(self, caption: str = "") -> None:
         """Display the rows in a notebook, with their origin."""
@@ -80,10 +86,21 @@ def read(name: str) -> Table:
     if name not in names():
         raise UnknownNameError.among("table", name, names())
     try:
-        return Table(**json.loads(_file(name).read_text(encoding="utf-8")))
+        return Table(**_recorded(name))
+    except TypeError as error:
+        raise _unreadable(name, error) from error
+
+
+def _recorded(name: str, folder: Path | None = None) -> dict:
+    try:
+        return dict(json.loads(_file(name, folder).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        cause = f"The reference table {name} cannot be read ({error})."
-        raise LabError(cause, f"Record it with: labkit bench {name}.") from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> LabError:
+    cause = f"The reference table {name} cannot be read ({error})."
+    return LabError(cause, f"Record it with: labkit bench {name}.")
 
 
 def _commit() -> str:
@@ -137,6 +154,32 @@ def regenerate(
     recorded = write_text(_file(name, out), _text(facts))
     partial.unlink(missing_ok=True)
     return recorded
+
+
+def repredict(name: str, out: Path | None = None) -> Path:
+    """Compute the formulas of a recorded table again, and leave what was measured as it is; return the file.
+
+    Args:
+        name: of the table.
+        out: folder where the table is (default: `data/reference`).
+
+    Raises:
+        UnknownNameError: for a name that is no table.
+        LabError: for a table that is not there or has no such columns.
+    """
+    from importlib.metadata import version
+
+    if name not in names():
+        raise UnknownNameError.among("table", name, names())
+    module = importlib.import_module(f"labkit.bench.{name.replace('-', '_')}")
+    if not hasattr(module, "predictions"):
+        raise LabError(f"The table {name} has no formula that is computed apart.", f"Measure it: labkit bench {name}.")
+    facts = _recorded(name, out)
+    again = module.predictions(facts["rows"])
+    facts["rows"] = [row | new for row, new in zip(facts["rows"], again, strict=True)]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    facts["predicted"] = {"date": now, "commit": _commit(), "torch": version("torch")}
+    return write_text(_file(name, out), _text(facts))
 
 
 def _head(name: str, module: Any, scale: Scale) -> dict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from labkit.errors import UnknownNameError
 
 if TYPE_CHECKING:
+    from labkit.ledger.case import Case
     from labkit.memory.step import Step
 
 Found = TypeVar("Found")
@@ -44,6 +45,17 @@ def configuration(name: str) -> Any:
     if thin := re.fullmatch(r"llama-([1-9]\d*)x([1-9]\d*)", name):
         return LlamaConfig(**_thin(*map(int, thin.groups())))
     raise UnknownNameError.among("model to measure", name, ("tiny", *published.NAMES, "llama-NxH"))
+
+
+def case_of(row: dict, on_cpu: Container[str]) -> Case:
+    """The step without optimizer states that a row describes; on a GPU, unless its model is one of `on_cpu`."""
+    from labkit.ledger.case import Case
+    from labkit.ledger.shapes import Architecture
+
+    device = "cpu" if row["model"] in on_cpu else "cuda"
+    size = {name: row[name] for name in ("batch", "seq_len", "segments")}
+    arch = Architecture.of(configuration(row["model"]))
+    return Case(arch, weights=row["dtype"], optimizer="sgd", device=device, **size)
 
 
 def _thin(layers: int, width: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from labkit.commands.terminal import console
-from labkit.errors import UnknownNameError
+from labkit.errors import LabError, UnknownNameError
 from labkit.paths import DATA, ROOT
 
 
@@ -36,8 +36,11 @@ def _title(source: str) -> str | None:
     return None
 
 
-def bench(name: str | None, out: Path | None, resume: bool = False) -> int:
-    """Measure table `name` again, or list the tables without one. Raises LabError as `regenerate` does."""
+def bench(name: str | None, out: Path | None, resume: bool = False, predict: bool = False) -> int:
+    """Measure table `name` again, or compute its formulas, or list the tables without a name.
+
+    Raises LabError as `regenerate` and `repredict` do.
+    """
     known = tables()
     terminal = console()
     if name is None:
@@ -47,11 +50,14 @@ def bench(name: str | None, out: Path | None, resume: bool = False) -> int:
         return 0
     if name not in known:
         raise UnknownNameError.among("table", name, known)
-    from labkit.bench.record import regenerate
+    from labkit.bench.record import regenerate, repredict
+
+    if predict and resume:
+        raise LabError("--predict measures nothing that could be resumed.", "Give one of the two.")
 
     def report(row: dict) -> None:
         terminal.print(escape(", ".join(f"{k} {v}" for k, v in row.items() if v is not None)), soft_wrap=True)
 
-    path = regenerate(name, out=out, report=report, resume=resume)
+    path = repredict(name, out) if predict else regenerate(name, out=out, report=report, resume=resume)
     terminal.print(f"[green]✓[/] {name}: {path}", soft_wrap=True)
     return 0

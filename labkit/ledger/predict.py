@@ -12,7 +12,9 @@ passing tensors. Four moments compete for the peak:
 1. The loss: all activations, and B T V numbers (V words) three times over in fp32: the log-probabilities, the loss's
    gradient with respect to them, and with respect to the logits.
 2. Backward through the last block: nearly all activations, the gradients of the head and of the feed-forward part.
-3. The end of backward: no activations, all gradients, and the embedding's gradient (twice where it is also the head).
+3. The end of backward: no activations, all gradients, and the embedding's gradient. Where it is also the head, autograd
+   has the head's part, the embedding's, and their sum: three copies (two under autocast, whose fp32 copy of the head's
+   part takes the sum in).
 4. The update: all gradients. With master weights they pass from 16 bits to 32 one tensor after the other, and the
    tensor that is just copied lies there in both formats.
 
@@ -223,7 +225,9 @@ def _backward(case: Case, sizes: _Sizes, kept: list[int], at) -> None:
             at("backward", activations=alive, gradients=total, temporary=sizes.stream + sizes.scores + pending)
         total = min(total + sizes.block_gradients, sizes.gradients)
     total = min(total + sizes.others, sizes.gradients)
-    at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding)
+    # The head's part is a view of a transposed product, which autograd adds to in a new tensor; its fp32 copy is not.
+    summed = 0 if case.autocast else pending
+    at("backward", gradients=total + pending, temporary=sizes.stream + sizes.embedding + summed)
 
 
 def _computed_again(sizes: _Sizes, cuts: list[slice], blocks: int) -> int:

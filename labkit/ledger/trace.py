@@ -69,12 +69,14 @@ class Trace:
 def _adds_up(args: Any) -> bool:
     """Whether autograd adds a second gradient to a first one; without a dispatch mode it does so in place.
 
-    Only for fake tensors: there is no value that could be overwritten too early.
+    Not where the first is a view, as the gradient of a linear layer's weight is: the tensor that it is a view of holds
+    the storage, too. Only for fake tensors: there is no value that could be overwritten too early.
     """
     first, second = args[:2]
     if torch.is_grad_enabled():
         return False  # a checkpointed segment's second forward
-    return isinstance(first, FakeTensor) and isinstance(second, FakeTensor) and first.shape == second.shape
+    fake = isinstance(first, FakeTensor) and isinstance(second, FakeTensor)
+    return fake and first.shape == second.shape and not first._is_view()
 
 
 class _Storage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import types
@@ -77,3 +78,34 @@ def test_a_table_that_is_measured_in_one_go_refuses(table, tmp_path):
     table.rows = lambda scale: iter(())
     with pytest.raises(LabError, match="in one go"):
         record.regenerate("short", tmp_path, resume=True)
+
+
+def test_formulas_are_computed_again_and_what_was_measured_stays(table, tmp_path):
+    table.broken = False
+    path = record.regenerate("short", tmp_path)
+    with pytest.raises(LabError, match="no formula"):
+        record.repredict("short", tmp_path)
+    before = json.loads(path.read_text())
+    table.predictions = lambda rows: [{"twice": 2 * row["number"]} for row in rows]
+    after = json.loads(record.repredict("short", tmp_path).read_text())
+    assert after["rows"] == [{"number": n, "twice": 2 * n} for n in range(4)]
+    assert {name: after[name] for name in before if name != "rows"} == {k: v for k, v in before.items() if k != "rows"}
+    assert set(after["predicted"]) == {"date", "commit", "torch"}
+    told = record.Table(**after).origin
+    assert told.startswith(record.Table(**before).origin) and "predictions of 20" in told
+    with pytest.raises(LabError, match="cannot be read"):
+        record.repredict("short", tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", ["anatomy", "checkpointing", "offload"])
+def test_recorded_formulas_are_those_of_today(name, monkeypatch):
+    """A formula that changes and a table that does not would contradict each other in a lesson. Traces take minutes."""
+
+    def untraced(case, config):
+        raise LabError("No trace.", "None is wanted.")
+
+    module, rows = importlib.import_module(f"labkit.bench.{name}"), record.read(name).rows
+    monkeypatch.setattr("labkit.memory.step.trace", untraced)
+    for row, new in zip(rows, module.predictions(rows), strict=True):
+        new.pop("traced_mib", None)
+        assert new.items() <= row.items(), row
