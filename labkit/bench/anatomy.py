@@ -115,7 +115,7 @@ def predictions(rows: Sequence[dict]) -> list[dict]:
         case = _case(config, batch, seq_len, options, device)
         if not _facts(model, case).items() <= row.items():
             raise LabError(f"No case of the grid is {row}.", "Measure the table again: labkit bench anatomy.")
-        gone = dict.fromkeys((name for name in row if name.removesuffix("_mib") in PARTS), 0.0)
+        gone = dict.fromkeys((f"{part}_mib" for part in PARTS if f"{part}_mib" in row), 0.0)
         new = gone | _predicted(case, config, round(row["workspaces_mib"] * MIB))
         if row.get("peak_allocated_mib"):
             new["residual"] = round(row["peak_allocated_mib"] / new["predicted_mib"] - 1, 4)
