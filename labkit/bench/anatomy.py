@@ -118,7 +118,7 @@ def predictions(rows: Sequence[dict]) -> list[dict]:
         gone = dict.fromkeys((f"{part}_mib" for part in PARTS if f"{part}_mib" in row), 0.0)
         new = gone | _predicted(case, config, round(row["workspaces_mib"] * MIB))
         if row.get("peak_allocated_mib"):
-            new["residual"] = round(row["peak_allocated_mib"] / new["predicted_mib"] - 1, 4)
+            new["residual"] = _residual(case, row["peak_allocated_mib"], row["workspaces_mib"])
         found.append(new)
     return found
 
@@ -184,17 +184,22 @@ def _measured(case: Case, config: Any, device: str, spaces: int) -> dict:
 
     from labkit.bench.workers import clear
     from labkit.ledger import MIB
-    from labkit.ledger.predict import predict
 
     found: dict[str, Any] = {"note": None}
     try:
         found |= _on_gpu(case, config) if device == "cuda" else _on_cpu(case, config)
-        over = found["peak_allocated_mib"] * MIB / (predict(case).peak.total + spaces) - 1
-        found["residual"] = round(over, 4)
+        found["residual"] = _residual(case, found["peak_allocated_mib"], spaces / MIB)
     except torch.OutOfMemoryError as error:
         found["note"] = f"does not fit: {str(error).split('. ')[0]}"
     clear(device)
     return found
+
+
+def _residual(case: Case, allocated_mib: float, workspaces_mib: float) -> float:
+    from labkit.ledger import MIB
+    from labkit.ledger.predict import predict
+
+    return round(allocated_mib / (predict(case).peak.total / MIB + workspaces_mib) - 1, 4)
 
 
 def _on_cpu(case: Case, config: Any) -> dict:

@@ -195,11 +195,14 @@ MUTANTS = {
         PEAK, BOTH, "At the loss there are no gradients yet.",
         '"at the loss": base', '"at the loss": base + stays["gradients"]'),
     "peak-embedding-once": _wrong(
-        PEAK, BOTH, "A tied embedding gets two gradients before they are added.",
-        "(embedding if model.tied else 0)", "0"),
-    "peak-embedding-always-twice": _wrong(
+        PEAK, BOTH, "A tied embedding gets two gradients, which are added.",
+        "(2 * embedding if model.tied else 0)", "0"),
+    "peak-embedding-twice": _wrong(
+        PEAK, BOTH, "The two are added into a third tensor, not one into the other.",
+        "(2 * embedding if model.tied else 0)", "(embedding if model.tied else 0)"),
+    "peak-embedding-always-thrice": _wrong(
         PEAK, BOTH, "An embedding that is not the head gets one gradient.",
-        "(embedding if model.tied else 0)", "embedding"),
+        "(2 * embedding if model.tied else 0)", "2 * embedding"),
     "peak-fp32-gradients-in-backward": _wrong(
         PEAK, BOTH, "With master weights the gradients become fp32 in the update, not before.",
         '"at the end of the backward pass": base + stays["weights"]',
