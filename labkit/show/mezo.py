@@ -27,11 +27,11 @@ GB, GIB = 10**9, 2**30
 TOKENS = 400
 SIZES = ("opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b")
 MEZO, LORA, FULL = "MeZO, inference", "LoRA", "full"
-# 16-bit weights where they are only read or nudged, fp32 and AdamW where all of them train.
+# 16-bit weights where they are only read or nudged, fp32, 16-bit products and AdamW where all of them train.
 METHODS: dict[str, dict[str, Any]] = {
     MEZO: {"weights": "float16", "train": "nothing"},
     LORA: {"weights": "float16", "train": "lora"},
-    FULL: {"weights": "float32"},
+    FULL: {"weights": "float32", "compute": "bfloat16"},
 }
 COLOURS = {MEZO: "blue", LORA: "green", FULL: "red", "in context": "sky", "prefix": "orange"}
 MARKS = {MEZO: "o", "in context": "v", "prefix": "s", FULL: "D"}

@@ -24,7 +24,7 @@ def ledger(model, batch=1, **settings):
 def test_needs_are_the_ledgers():
     assert figures.needed("opt-13b", figures.MEZO) == ledger("opt-13b", weights="float16", train="nothing")
     assert figures.needed("opt-1.3b", figures.LORA, 4) == ledger("opt-1.3b", 4, weights="float16", train="lora")
-    assert figures.needed("opt-2.7b", figures.FULL) == ledger("opt-2.7b", weights="float32")
+    assert figures.needed("opt-2.7b", figures.FULL) == ledger("opt-2.7b", weights="float32", compute="bfloat16")
     with pytest.raises(UnknownNameError):
         figures.needed("opt-13b", "prefix")
 
