@@ -183,4 +183,10 @@ MUTANTS = {
     "bubble-four-sweeps": _wrong(
         BUBBLE, HIDDEN, "Goes over all stages four times, though more may wait for each other.",
         code=whole08.FOUR_SWEEPS),
+    "bubble-sweep-for-each-neighbour": _wrong(
+        BUBBLE, HIDDEN, "Goes over all stages there and back, though each micro-batch may wait for the one before.",
+        code=whole08.FOUR_SWEEPS.replace("range(4)", "range(2 * p)")),
+    "bubble-sweep-for-each-micro-batch": _wrong(
+        BUBBLE, HIDDEN, "Goes over all stages once a micro-batch, though its way back needs more.",
+        code=whole08.FOUR_SWEEPS.replace("range(4)", "range(1 + len(orders[0]) // 2)")),
 }
