@@ -73,7 +73,7 @@ def process_group(wanted: str | None = None, timeout_s: float = 1800.0, seed: in
     """Within, the default process group exists and torch's seed is the same on every rank; gives the rank's device.
 
     After an error the group is left to the end of the process: to end it in order needs the other ranks, which may
-    wait for this one.
+    wait for this one. A script for torchrun ends with `labkit.parallel.system.leave`, which says why.
 
     Args:
         wanted: 'cuda', 'cpu' or None, see `choose_device`.

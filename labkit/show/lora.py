@@ -6,6 +6,7 @@ Whatever is drawn here was trained or computed in the lesson. Bytes are in `lora
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -121,17 +122,20 @@ def spectra_figure(
 
     Args:
         spectra: singular values by name.
-        controls: the same of random matrices, drawn as thin grey dotted lines.
+        controls: the same of random matrices, in grey, each marked with its name's last word.
     """
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7.2, 4.8))
-    styles = iter(zip(CYCLE * 2, DASHES * 2, strict=False))
+    styles, greys = iter(zip(CYCLE * 2, DASHES * 2, strict=False)), itertools.cycle((":", "-.", "--"))
     for name, values in {**spectra, **controls}.items():
-        colour, dash = (PALETTE["grey"], ":") if name in controls else next(styles)
+        colour, dash = (PALETTE["grey"], next(greys)) if name in controls else next(styles)
         label = f"{name}: rank {rank_for(values, share)} of {len(values)}"
         ranks = range(1, len(values) + 1)
         ax.plot(ranks, (100 * kept(values)).tolist(), color=colour, linestyle=dash, label=label)
+        if name in controls:  # in the lower right, where they lie apart
+            place, word = rank_for(values, 0.25), name.split()[-1]
+            ax.text(place, 25, word, ha="center", va="center", fontsize="small", backgroundcolor="white")
     ax.axhline(100 * share, color=PALETTE["grey"], linewidth=1)
     ax.set(xscale="log", xlabel="rank", ylabel="of the squared update (%)", ylim=(0, 103))
     ax.set_title(_ranks(spectra, controls, share))
