@@ -109,6 +109,8 @@ def predictions(rows: Sequence[dict]) -> list[dict]:
 
     device = "cuda" if any(row["workspaces_mib"] for row in rows) else "cpu"
     grid = GRIDS["small" if device == "cuda" else "tiny"]
+    if len(rows) > len(grid):
+        raise LabError("The table has more rows than the grid has cases.", "Measure it again: labkit bench anatomy.")
     found = []
     for row, (model, batch, seq_len, options) in zip(rows, grid, strict=False):
         config = _config(model)
