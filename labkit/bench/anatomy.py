@@ -46,7 +46,6 @@ MASTER = {**BF16, "master": True}
 LORA = {**BF16, "train": "lora"}
 IDLE = {**BF16, "train": "nothing"}
 EVERY = ("q", "k", "v", "o", "up", "down")
-PARTS = ["weights", "master_weights", "optimizer_states", "gradients", "activations", "logits", "buffers", "temporary"]
 ALL = -1  # segments: as many as layers
 
 # Model, batch, tokens, and what differs from fp32 weights, AdamW, flash attention and no checkpointing.
@@ -105,8 +104,9 @@ def rows(scale: Scale, done: Sequence[dict] = ()) -> Iterator[dict]:
 def predictions(rows: Sequence[dict]) -> list[dict]:
     """Formula, trace and residual of rows that were measured over a grid. Raises LabError where they are no grid's."""
     from labkit.errors import LabError
-    from labkit.ledger import MIB
+    from labkit.ledger import CATEGORIES, MIB
 
+    parts = (*CATEGORIES, "logits", "temporary")
     device = "cuda" if any(row["workspaces_mib"] for row in rows) else "cpu"
     grid = GRIDS["small" if device == "cuda" else "tiny"]
     if len(rows) > len(grid):
@@ -117,7 +117,7 @@ def predictions(rows: Sequence[dict]) -> list[dict]:
         case = _case(config, batch, seq_len, options, device)
         if not _facts(model, case).items() <= row.items():
             raise LabError(f"No case of the grid is {row}.", "Measure the table again: labkit bench anatomy.")
-        gone = dict.fromkeys((f"{part}_mib" for part in PARTS if f"{part}_mib" in row), 0.0)
+        gone = dict.fromkeys((f"{part}_mib" for part in parts if f"{part}_mib" in row), 0.0)
         new = gone | _predicted(case, config, round(row["workspaces_mib"] * MIB))
         if row.get("peak_allocated_mib"):
             new["residual"] = _residual(case, row["peak_allocated_mib"], row["workspaces_mib"])

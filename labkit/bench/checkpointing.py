@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from labkit.bench.steps import attempt, case_of, configuration, draw_tokens, median_ms, rounded
+from labkit.bench.steps import attempt, case_of, configuration, draw_tokens, median_ms, rounded, rounding
 
 if TYPE_CHECKING:
     import torch
@@ -266,9 +266,8 @@ METHODS: dict[str, Callable[[Any, int], AbstractContextManager]] = {
 def _formulas(case: Case) -> dict[str, int]:
     """What a step needs at its peak and without words' numbers, and what a layer takes in and keeps."""
     from labkit.ledger.predict import predict
-    from labkit.ledger.trace import BLOCK
 
-    expected = predict(case, BLOCK if case.device == "cuda" else 1)
+    expected = predict(case, rounding(case))
     peaks = {"predicted_mib": expected.peak.total, "predicted_blocks_mib": _without_words(expected.moments)}
     return peaks | dict(zip(("layer_input_mib", "layer_interior_mib"), _layer(case), strict=True))
 

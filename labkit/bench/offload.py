@@ -202,9 +202,10 @@ def predictions(rows: Sequence[dict]) -> list[dict]:
     """The peak by formula where activations move; for the others nothing is computed again."""
     from labkit.bench.offload_steps import on_their_way
 
-    tiny = [PLANS["tiny"].model]
-    ours = [on_their_way(case_of(row, tiny)) if row["method"] == OURS_ACTIVATIONS else 0 for row in rows]
-    return [{"predicted_mib": round(peak / MIB, 4)} if peak else {} for peak in ours]
+    def peak(row: dict) -> float:
+        return round(on_their_way(case_of(row, [PLANS["tiny"].model])) / MIB, 4)
+
+    return [{"predicted_mib": peak(row)} if row["method"] == OURS_ACTIVATIONS else {} for row in rows]
 
 
 def _tried(work: Any, device: str, method: str) -> tuple[Any, str]:

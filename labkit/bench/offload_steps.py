@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from labkit.bench.steps import draw_tokens
+from labkit.bench.steps import draw_tokens, rounding
 from labkit.ledger import optimizer_tensors, storage_bytes
 from labkit.ledger.predict import predict
-from labkit.ledger.trace import BLOCK, Tracker
+from labkit.ledger.trace import Tracker
 from labkit.memory.buckets import Bucket, Piece, chunks
 from labkit.memory.host_adamw import CHUNK
 from labkit.memory.lanes import Bus
-from labkit.memory.offload_activations import SMALL, OffloadedActivations
+from labkit.memory.offload_activations import IN_FLIGHT, PREFETCH, SMALL, OffloadedActivations
 from labkit.memory.offload_optimizer import OffloadedAdamW
 from labkit.memory.step import Step, build
 from labkit.memory.timeline import COMPUTE, Timeline
@@ -91,10 +91,7 @@ class Plain:
 
     def predicted(self) -> int | None:
         """Bytes on the device at the peak, by formula."""
-        return predict(self.case, self._block()).peak.total
-
-    def _block(self) -> int:
-        return BLOCK if self.on_gpu else 1
+        return predict(self.case, rounding(self.case)).peak.total
 
     def host_tensors(self) -> Iterable[Tensor]:
         """Tensors in host memory; they stand from step to step."""
@@ -172,7 +169,7 @@ class OnHost(Plain):
     def predicted(self) -> int:
         """A step with gradients that stay, but of these the buckets, and the one that autograd hands over."""
         largest = max(p.nbytes for p in self.model.parameters())
-        moments = predict(self.case, self._block()).moments
+        moments = predict(self.case, rounding(self.case)).moments
         return storage_bytes(self.device_tensors()) + max(
             m.total - max(0, m.bytes.get("gradients", 0) - largest) for m in moments
         )
@@ -218,13 +215,11 @@ class OnHost(Plain):
         self.optimizer.close()
 
 
-def on_their_way(case: Case, in_flight: int = 2, prefetch: int = 2) -> int:
-    """The peak of a step whose activations are those that are on their way, each as large as the largest: hardly ever
-    more. The defaults are those of `OffloadedActivations`.
-    """
+def on_their_way(case: Case, in_flight: int = IN_FLIGHT, prefetch: int = PREFETCH) -> int:
+    """The peak of a step whose activations are on their way, each as large as the largest: hardly ever more."""
     largest = case.tokens * max(case.product * case.arch.ffn, 4 * case.arch.hidden)
     room = (in_flight + 1 + prefetch) * largest
-    moments = predict(case, BLOCK if case.device == "cuda" else 1).moments
+    moments = predict(case, rounding(case)).moments
     return max(m.total - max(0, m.bytes.get("activations", 0) - room) for m in moments)
 
 

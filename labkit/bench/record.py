@@ -72,6 +72,16 @@ def names() -> list[str]:
     return sorted(p.stem.replace("_", "-") for p in files)
 
 
+def _known(name: str) -> str:
+    if name not in names():
+        raise UnknownNameError.among("table", name, names())
+    return name
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"labkit.bench.{_known(name).replace('-', '_')}")
+
+
 def _file(name: str, folder: Path | None = None) -> Path:
     return (folder or paths.DATA / "reference") / f"{name}.json"
 
@@ -83,10 +93,8 @@ def read(name: str) -> Table:
         UnknownNameError: for a name that is no table.
         LabError: when it was not recorded yet, or the file is damaged.
     """
-    if name not in names():
-        raise UnknownNameError.among("table", name, names())
     try:
-        return Table(**_recorded(name))
+        return Table(**_recorded(_known(name)))
     except TypeError as error:
         raise _unreadable(name, error) from error
 
@@ -136,9 +144,7 @@ def regenerate(
     """
     from labkit.scale import Scale
 
-    if name not in names():
-        raise UnknownNameError.among("table", name, names())
-    module = importlib.import_module(f"labkit.bench.{name.replace('-', '_')}")
+    module = _module(name)
     scale, partial = Scale.here(), _file(f"{name}.partial", out)
     facts = _head(name, module, scale)
     measure = module.rows(scale)
@@ -169,9 +175,7 @@ def repredict(name: str, out: Path | None = None) -> Path:
     """
     from importlib.metadata import version
 
-    if name not in names():
-        raise UnknownNameError.among("table", name, names())
-    module = importlib.import_module(f"labkit.bench.{name.replace('-', '_')}")
+    module = _module(name)
     if not hasattr(module, "predictions"):
         raise LabError(f"The table {name} has no formula that is computed apart.", f"Measure it: labkit bench {name}.")
     facts = _recorded(name, out)

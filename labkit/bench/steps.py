@@ -58,6 +58,13 @@ def case_of(row: dict, on_cpu: Container[str]) -> Case:
     return Case(arch, weights=row["dtype"], optimizer="sgd", device=device, **size)
 
 
+def rounding(case: Case) -> int:
+    """What sizes are multiples of: CUDA's allocator has blocks, and on a CPU storages are counted as they are."""
+    from labkit.ledger.trace import BLOCK
+
+    return BLOCK if case.device == "cuda" else 1
+
+
 def _thin(layers: int, width: int) -> dict[str, Any]:
     heads = max(1, width // THIN_HEAD)
     return {

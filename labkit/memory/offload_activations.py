@@ -32,6 +32,7 @@ from labkit.memory.lanes import Bus, Ticket, host_buffer, pinned_bytes
 from labkit.memory.timeline import WAIT, Timeline
 
 SMALL = 2**20
+IN_FLIGHT, PREFETCH = 2, 2  # storages on their way out, and in
 
 
 class HostPool:
@@ -172,8 +173,8 @@ class OffloadedActivations:
         self,
         model: torch.nn.Module,
         min_bytes: int = SMALL,
-        in_flight: int = 2,
-        prefetch: int = 2,
+        in_flight: int = IN_FLIGHT,
+        prefetch: int = PREFETCH,
         overlap: bool = True,
         synthetic_gb_per_s: float | None = None,
         timeline: Timeline | None = None,
